@@ -1,0 +1,32 @@
+#include "base/log.h"
+
+#include <unistd.h>
+
+#include <cstdio>
+#include <string>
+
+namespace dagmoe {
+namespace {
+
+// A progress bar may stand on the terminal's current line; going back to its start and erasing it keeps the two apart.
+constexpr std::string_view kEraseLine = "\r\x1b[K";
+
+void write_line(std::string_view prefix, std::string_view line) {
+  std::string text;
+  if (stderr_is_terminal()) text += kEraseLine;
+  text += prefix;
+  text += line;
+  text += '\n';
+  // One call, so that lines of several threads do not mix.
+  std::fwrite(text.data(), 1, text.size(), stderr);
+}
+
+}  // namespace
+
+void log_info(std::string_view line) { write_line("", line); }
+
+void log_warning(std::string_view line) { write_line("warning: ", line); }
+
+bool stderr_is_terminal() { return ::isatty(STDERR_FILENO) == 1; }
+
+}  // namespace dagmoe

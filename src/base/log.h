@@ -1,0 +1,14 @@
+#pragma once
+
+#include <string_view>
+
+namespace dagmoe {
+
+/// One line to stderr. Results never go through here: commands print them to stdout.
+void log_info(std::string_view line);
+/// As log_info, with "warning: " in front. A setting without effect, a file that was repaired by ignoring part of it.
+void log_warning(std::string_view line);
+/// True when stderr is a terminal, so that progress bars and colour make sense.
+bool stderr_is_terminal();
+
+}  // namespace dagmoe

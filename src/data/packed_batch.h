@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <vector>
+
+#include "data/example.h"
+
+namespace dagmoe {
+
+/// A label that takes no part in the loss; Hugging Face's value.
+inline constexpr std::int64_t kIgnoreIndex = -100;
+
+/// Whole examples back to back, without padding; attention stays inside each.
+///   input_ids        a0 a1 a2 b0 b1
+///   position_ids      0  1  2  0  1
+///   segment_offsets   0 ..... 3 ... 5
+///   labels           a1 a2  *  b1  *    * = kIgnoreIndex; already shifted by one, masked where the target is prompt
+struct PackedBatch {
+  std::vector<std::int64_t> input_ids, position_ids, labels, segment_offsets;
+  std::int64_t num_targets = 0;  ///< labels that count
+  std::int64_t num_tokens() const { return static_cast<std::int64_t>(input_ids.size()); }
+  std::int64_t num_segments() const { return static_cast<std::int64_t>(segment_offsets.size()) - 1; }
+};
+
+/// Appends one example; the first one starts the offsets.
+void append_example(PackedBatch& batch, const Example& example);
+
+/// The micro batches of one optimizer step: examples are taken in stream order until the step has `step_tokens` tokens (or
+/// `step_sequences` examples when that is set), then distributed over micro batches of at most `micro_batch_tokens` each by first-fit
+/// decreasing, so that few are needed. Every example is used exactly once; a step never mixes epochs.
+struct StepBatchConfig {
+  std::int64_t step_tokens = 4096;
+  std::int64_t step_sequences = 0;
+  std::int64_t micro_batch_tokens = 4096;
+};
+struct StepBatch {
+  std::vector<PackedBatch> micro_batches;
+  std::int64_t num_targets = 0, num_tokens = 0, num_examples = 0;
+};
+/// nullopt at the end of an epoch. A step may be smaller there. An example longer than micro_batch_tokens gets its own batch.
+std::optional<StepBatch> next_step_batch(ExampleStream& stream, const StepBatchConfig& config);
+
+}  // namespace dagmoe

@@ -1,0 +1,37 @@
+#pragma once
+
+#include "kernels/cross_entropy.h"
+#include "kernels/dag_pairs.h"
+#include "kernels/rms_norm.h"
+#include "kernels/rope.h"
+#include "kernels/swiglu.h"
+
+namespace dagmoe {
+
+/// One implementation of every hot block. Kernels run on one thread over the rows they are given; ops splits the rows.
+template <class T>
+struct KernelTable {
+  void (*rms_norm_forward)(const RmsNormForward<T>&);
+  void (*rms_norm_backward)(const RmsNormBackward<T>&);
+  void (*rope)(const Rope<T>&);
+  void (*swiglu_forward)(const SwiGluForward<T>&);
+  void (*swiglu_backward)(const SwiGluBackward<T>&);
+  void (*dag_pairs_forward)(const DagPairsForward<T>&);
+  void (*dag_pairs_backward)(const DagPairsBackward<T>&);
+  void (*cross_entropy)(const CrossEntropy<T>&);
+};
+
+/// Instruction sets, slowest first. The reference table is the readable one that judges the others.
+enum class Isa { kReference, kAvx2, kAvx512 };
+const char* isa_name(Isa isa);
+
+/// T is float, Bf16 or double; double has only the reference table. Null when the processor or the operating system lacks the
+/// instructions; how tests reach every table.
+template <class T>
+const KernelTable<T>* kernels_for(Isa isa);
+/// The best table here, chosen once. The environment variable DAGMOE_ISA=reference|avx2|avx512 lowers it, for tests.
+template <class T>
+const KernelTable<T>& kernels();
+Isa best_isa();
+
+}  // namespace dagmoe

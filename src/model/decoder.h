@@ -1,0 +1,98 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "model/combine.h"
+#include "model/config.h"
+#include "model/router.h"
+
+namespace dagmoe {
+
+/// Whole sequences back to back: T tokens, sequence s is [offsets[s], offsets[s+1]). Attention never leaves a sequence.
+struct ModelInput {
+  at::Tensor input_ids_T, position_ids_T;  ///< int64
+  std::vector<std::int64_t> segment_offsets;
+};
+
+struct ModelOutput {
+  at::Tensor hidden_TD;          ///< after the last norm; logits only where needed
+  std::vector<Routing> routing;  ///< one per MoE layer, in order
+};
+
+/// Keys and values of one sequence seen so far, for generation; one entry a layer, [S, kv heads, d].
+struct KvCache {
+  std::vector<at::Tensor> keys, values;
+  std::int64_t length = 0;
+  std::int64_t capacity = 0;
+};
+
+/// A parameter by its checkpoint name ("model.layers.3.mlp.dag.1.up_proj.weight"), in the order of the forward pass.
+struct NamedTensor {
+  std::string name;
+  at::Tensor* tensor;
+};
+
+/// The experts of one layer: SwiGLU, E_e(x) = W2_e (SiLU(W1_e x) * W3_e x). Separate weights, so that each can stay in its
+/// file, be frozen, or train alone.
+struct Experts {
+  std::vector<at::Tensor> gate_FD, up_FD, down_DF;
+};
+
+struct DecoderLayer {
+  at::Tensor input_norm_D, post_attention_norm_D;
+  at::Tensor q_proj_OD, k_proj_OD, v_proj_OD, o_proj_DO;
+  // Dense layers: one "expert". MoE layers: E of them, a router and perhaps a DAG.
+  Experts experts;
+  at::Tensor router_ED;             ///< undefined in dense layers
+  std::vector<DagStep> dag;         ///< empty: plain weighted sum
+};
+
+/// A Llama-style decoder whose feed-forward layers are dense, mixture-of-experts, or experts combined by a learned DAG
+/// (arXiv:2606.01062). Tensors are plain members; `parameters()` gives their checkpoint names. Weights may be float, bfloat16
+/// or double; compute happens in `compute_dtype`, to which each weight is cast where it differs (a no-op for frozen weights that
+/// were converted once).
+class Decoder {
+ public:
+  /// Declares every parameter, without memory: undefined tensors that a loader or an initializer fills.
+  explicit Decoder(const ModelConfig& config);
+
+  ModelConfig config;
+  at::ScalarType compute_dtype = at::kFloat;
+  at::Tensor embed_tokens_VD, norm_D, lm_head_VD;  ///< lm_head is undefined when tied
+  std::vector<DecoderLayer> layers;
+
+  std::vector<NamedTensor> parameters();
+  /// The shape a parameter must have.
+  static std::vector<std::pair<std::string, std::vector<std::int64_t>>> parameter_shapes(const ModelConfig& config);
+
+  /// Hidden states of packed sequences. Differentiable with respect to every parameter that requires grad.
+  ModelOutput forward(const ModelInput& input) const;
+  /// Appends `input_ids_T` (one sequence) to the cache and returns the hidden states of the new tokens. No gradients.
+  at::Tensor forward_cached(const at::Tensor& input_ids_T, KvCache& cache) const;
+  KvCache make_cache(std::int64_t capacity) const;
+  /// hidden_XD -> logits_XV in the compute dtype.
+  at::Tensor logits(const at::Tensor& hidden_XD) const;
+  /// The output matrix in the compute dtype: lm_head, or the embedding when tied.
+  at::Tensor output_weight() const;
+
+ private:
+  struct Rope {
+    at::Tensor cos_Td2, sin_Td2;
+  };
+  Rope rope_tables(const at::Tensor& position_ids_T) const;
+  at::Tensor feed_forward(const DecoderLayer& layer, const at::Tensor& hidden_TD, std::vector<Routing>* routing) const;
+};
+
+/// Random weights: N(0, initializer_range^2) for matrices, ones for norms, zero for every DAG up_proj (method.md 1.1).
+void initialize_parameters(Decoder& model, std::uint64_t seed);
+/// The same for the DAG parameters alone: what adding an aggregator to a checkpoint means.
+void initialize_dag(Decoder& model, std::uint64_t seed);
+
+}  // namespace dagmoe
