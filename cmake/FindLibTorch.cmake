@@ -34,7 +34,9 @@ if(LibTorch_FOUND AND NOT TARGET LibTorch)
   list(REMOVE_DUPLICATES LibTorch_CUDA_RUNTIME_DIRS)
   add_library(LibTorch INTERFACE IMPORTED)
   target_include_directories(LibTorch SYSTEM INTERFACE ${LibTorch_INCLUDE_DIR} ${LibTorch_INCLUDE_DIR}/torch/csrc/api/include)
-  target_link_libraries(LibTorch INTERFACE ${LibTorch_CPU_LIBRARY} ${LibTorch_C10_LIBRARY})
+  # at::parallel_for is header code: without -fopenmp in the file that calls it, it silently runs on one thread.
+  find_package(OpenMP REQUIRED COMPONENTS CXX)
+  target_link_libraries(LibTorch INTERFACE ${LibTorch_CPU_LIBRARY} ${LibTorch_C10_LIBRARY} OpenMP::OpenMP_CXX)
   # libtorch_cpu has no path of its own to its two CUDA companions, hence rpath-link now and rpath for later.
   foreach(dir IN LISTS LibTorch_CUDA_RUNTIME_DIRS)
     target_link_options(LibTorch INTERFACE -Wl,-rpath-link,${dir} -Wl,-rpath,${dir})

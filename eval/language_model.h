@@ -1,10 +1,14 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <functional>
 #include <span>
 #include <string>
 #include <vector>
+
+#include "base/error.h"
+#include "data/prompt_template.h"
 
 namespace dagmoe {
 
@@ -13,9 +17,22 @@ struct LogLikelihoodRequest {
   std::string context, continuation;  ///< empty context: the prefix token (bos, else eos)
 };
 struct LogLikelihood {
-  double log_prob = 0.0;        ///< nats, summed over the continuation's tokens
-  bool is_greedy = false;       ///< every token was the argmax
-  std::int64_t num_tokens = 0;  ///< of the continuation
+  double log_prob = 0.0;         ///< nats, summed over the continuation's tokens
+  bool is_greedy = false;        ///< every token was the argmax
+  std::int64_t num_tokens = 0;   ///< of the continuation
+  bool merged_boundary = false;  ///< a token spans the border, so the context's ids do not begin the whole text's
+  bool truncated = false;        ///< the context lost its first tokens
+};
+
+/// A training sample whose supervised tokens are scored.
+struct SampleLossRequest {
+  std::vector<PromptPiece> pieces;
+  std::int64_t max_tokens = 0;  ///< what is longer loses its end; 0: the model's own maximum
+};
+struct SampleLoss {
+  double nats = 0.0;            ///< negative log-likelihood, summed over the supervised tokens
+  std::int64_t num_tokens = 0;  ///< supervised ones
+  bool truncated = false;
 };
 
 struct GenerateRequest {
@@ -27,14 +44,26 @@ struct GenerateRequest {
   std::uint64_t seed = 0;
 };
 
-/// Called as requests finish: how many of how many.
+/// A request that cannot be scored: "request 12: the continuation has no tokens". Its index is what a task turns into a
+/// document and a line.
+class RequestError : public InputError {
+ public:
+  RequestError(std::size_t request_index, const std::string& why)
+      : InputError("request " + std::to_string(request_index) + ": " + why), index(request_index), reason(why) {}
+  std::size_t index;
+  std::string reason;
+};
+
+/// Called as requests finish: how many of how many. Requests that share a pass count once.
 using ProgressHook = std::function<void(std::int64_t done, std::int64_t total)>;
 
-/// All that a task needs of a model. Results are in request order and, in fp32, independent of batching.
+/// All that a task needs of a model. Results are in request order and, in fp32, independent of batching. An empty continuation or
+/// a context without tokens throws RequestError.
 class LanguageModel {
  public:
   virtual ~LanguageModel() = default;
   virtual std::vector<LogLikelihood> log_likelihood(std::span<const LogLikelihoodRequest> requests, const ProgressHook& on_progress) = 0;
+  virtual std::vector<SampleLoss> sample_loss(std::span<const SampleLossRequest> requests, const ProgressHook& on_progress) = 0;
   virtual std::vector<std::string> generate(std::span<const GenerateRequest> requests) = 0;
 };
 

@@ -27,9 +27,9 @@ class AtomicFile {
 
 void write_file_atomically(const std::filesystem::path& target, std::string_view text);
 
-/// A folder that appears whole or not at all: `fill` gets a fresh temporary folder beside `target`; when it returns, every
-/// file is synced and the folder renamed. An existing folder at `target` is replaced only when `replace` is set, by a swap
-/// in one step; otherwise InputError. When `fill` throws, nothing is left behind.
+/// A folder that appears whole or not at all: `fill` gets a fresh temporary folder beside `target`; when it returns,
+/// every file is synced and the folder renamed. An existing folder at `target` is replaced only when `replace` is set,
+/// by a swap in one step; otherwise InputError. When `fill` throws, nothing is left behind.
 struct FolderOptions {
   bool replace = false;
 };

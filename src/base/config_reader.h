@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <filesystem>
 #include <initializer_list>
@@ -9,6 +10,7 @@
 #include <span>
 #include <string>
 #include <string_view>
+#include <type_traits>
 #include <utility>
 #include <vector>
 
@@ -24,11 +26,12 @@ struct Range {
 template <class Enum>
 using Names = std::initializer_list<std::pair<std::string_view, Enum>>;
 
-class YamlNode;  // a parsed YAML value with its place; base/yaml.h
+struct YamlNode;  // a parsed YAML value with its place; base/yaml.h
 
-/// Reads one mapping of a YAML file into a struct. A key that nobody asked for is an issue, with the nearest known name, and
-/// so is a key given twice, a wrong type, a value out of range and a required key that is missing. ConfigWriter has the same
-/// member names and writes every field: one `bind(Fields&, Struct&)` template serves both, so they cannot drift.
+/// Reads one mapping of a YAML file into a struct. A key that nobody asked for is an issue, with the nearest known
+/// name, and so is a key given twice, a wrong type, a value out of range and a required key that is missing.
+/// ConfigWriter has the same member names and writes every field: one `bind(Fields&, Struct&)` template serves both, so
+/// they cannot drift.
 ///
 ///   template <class Fields> void bind(Fields& fields, LoraConfig& config) {
 ///     fields.optional("rank", config.rank, {.min = 1, .max = 4096});
@@ -36,12 +39,13 @@ class YamlNode;  // a parsed YAML value with its place; base/yaml.h
 ///   }
 class ConfigReader {
  public:
-  /// `overrides` are "a.b.c=value" texts, split at the first '='; the value is read as YAML; a path may go through a list by
-  /// index ("data.train.0.path=x"). Their place in messages is "command line". A missing file throws InputError at once,
-  /// broken YAML ConfigError.
+  /// `overrides` are "a.b.c=value" texts, split at the first '='; the value is read as YAML; a path may go through a
+  /// list by index ("data.train.0.path=x"). Their place in messages is "command line". A missing file throws InputError
+  /// at once, broken YAML ConfigError.
   static ConfigReader open(const std::filesystem::path& path, std::span<const std::string> overrides = {});
   /// The same from text; `name` stands where the path would in messages.
-  static ConfigReader parse(std::string_view text, const std::string& name, std::span<const std::string> overrides = {});
+  static ConfigReader parse(std::string_view text, const std::string& name,
+                            std::span<const std::string> overrides = {});
   ConfigReader(ConfigReader&&) noexcept;
   ConfigReader& operator=(ConfigReader&&) noexcept;
   ~ConfigReader();
@@ -60,6 +64,7 @@ class ConfigReader {
   /// A key that may be absent altogether; `null` reads as absent.
   template <class T>
   void optional(std::string_view key, std::optional<T>& value, Range<T> range = {}) {
+    ask(key);
     if (!has(key)) return;
     T read = value.value_or(T{});
     if constexpr (std::is_arithmetic_v<T> && !std::is_same_v<T, bool>) {
@@ -78,7 +83,8 @@ class ConfigReader {
     if (!read_choice(key, known, index)) return;
     value = (names.begin() + index)->second;
   }
-  /// A nested mapping: calls bind(child, value). The overloads take one that may be absent and a list of mappings.
+  /// A nested mapping: calls bind(child, value), also when it is absent, so that its required keys are asked for. The
+  /// overloads take one that may be absent altogether and a list of mappings.
   template <class T>
   void section(std::string_view key, T& value) {
     std::vector<ConfigReader> children = open_section(key, Section::kOne);
@@ -86,19 +92,20 @@ class ConfigReader {
   }
   template <class T>
   void section(std::string_view key, std::optional<T>& value) {
-    std::vector<ConfigReader> children = open_section(key, Section::kOne);
+    std::vector<ConfigReader> children = open_section(key, Section::kOptional);
     for (auto& child : children) bind(child, value.emplace()), child.close();
   }
   template <class T>
   void section(std::string_view key, std::vector<T>& value) {
     std::vector<ConfigReader> children = open_section(key, Section::kList);
-    if (!children.empty()) value.clear();
+    if (has(key)) value.clear();
     for (auto& child : children) bind(child, value.emplace_back()), child.close();
   }
 
   /// True when the key is there and not null. Does not count as asking for it.
   bool has(std::string_view key) const;
-  /// "file:line:column" of a key's value, of the mapping itself when the key is absent.
+  /// "file:line:column" of a key's value, of the mapping itself when the key is absent. Here and in has() and issue()
+  /// the key may be a dotted path from this mapping ("schedule.warmup_steps", "trainable.0").
   std::string place(std::string_view key) const;
   /// Adds a problem; place and dotted path are put in front: "a.yaml:3:9: lora.rank: <message>".
   void issue(std::string_view key, const std::string& message);
@@ -109,9 +116,13 @@ class ConfigReader {
   void finish();
 
  private:
-  enum class Section { kOne, kList };
+  enum class Section { kOne, kOptional, kList };
+  enum class Presence { kRequired, kOptional };
   struct Shared;
   ConfigReader(std::shared_ptr<Shared> shared, const YamlNode* node, std::string path);
+  const YamlNode* ask(std::string_view key);  // remembers that the key is known
+  template <class T, class... Limits>
+  void read(std::string_view key, Presence presence, T& value, const Limits&... limits);
   std::vector<ConfigReader> open_section(std::string_view key, Section kind);
   bool read_choice(std::string_view key, const std::vector<std::string>& known, std::size_t& index);
   void close();  // reports keys nobody asked for
@@ -129,15 +140,15 @@ class ConfigWriter {
   ConfigWriter(ConfigWriter&&) noexcept;
   ~ConfigWriter();
   template <class T>
-  void required(std::string_view key, const T& value, Range<T> = {}) {
+  void required(std::string_view key, const T& value, Range<std::type_identity_t<T>> = {}) {
     write(key, value);
   }
   template <class T>
-  void optional(std::string_view key, const T& value, Range<T> = {}) {
+  void optional(std::string_view key, const T& value, Range<std::type_identity_t<T>> = {}) {
     write(key, value);
   }
   template <class T>
-  void optional(std::string_view key, const std::optional<T>& value, Range<T> = {}) {
+  void optional(std::string_view key, const std::optional<T>& value, Range<std::type_identity_t<T>> = {}) {
     if (value) write(key, *value);
   }
   template <class Enum>

@@ -10,7 +10,8 @@ namespace dagmoe {
 /// What the process returns to its caller; documented in the README.
 enum class ExitCode : int { kOk = 0, kConfig = 2, kInput = 3, kNumerics = 4, kInternal = 70 };
 
-/// Base of everything this library throws on purpose. what() is one line: `where: what is wrong: found X, expected Y; what to do`.
+/// Base of everything this library throws on purpose. what() is one line: `where: what is wrong: found X, expected Y;
+/// what to do`.
 class Error : public std::runtime_error {
  public:
   Error(ExitCode code, const std::string& message) : std::runtime_error(message), exit_code_(code) {}

@@ -91,7 +91,8 @@ std::optional<Step> match_element(std::string_view pattern, std::size_t p, std::
 }  // namespace
 
 bool glob_match(std::string_view pattern, std::string_view name) {
-  // Every element but '*' uses up a fixed part of the name, so going back to the last '*' is enough: no exponential cases.
+  // Every element but '*' uses up a fixed part of the name, so going back to the last '*' is enough: no exponential
+  // cases.
   std::size_t p = 0, n = 0, retry_pattern = 0, retry_name = 0;
   bool have_star = false;
   while (p < pattern.size() || n < name.size()) {

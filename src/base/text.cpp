@@ -19,9 +19,13 @@ bool is_number_cell(std::string_view cell) {
   if (cell.ends_with('%')) cell.remove_suffix(1);
   if (cell.starts_with('-') || cell.starts_with('+')) cell.remove_prefix(1);
   if (cell.empty() || !(is_digit(cell.front()) || cell.front() == '.')) return false;
-  const auto belongs = [](char c) { return is_digit(c) || std::string_view(",.eE+-").find(c) != std::string_view::npos; };
+  const auto belongs = [](char c) {
+    return is_digit(c) || std::string_view(",.eE+-").find(c) != std::string_view::npos;
+  };
   return std::all_of(cell.begin(), cell.end(), belongs);
 }
+
+constexpr std::size_t kMaxQuotedBytes = 60;
 
 struct Column {
   std::size_t width = 0;
@@ -148,6 +152,29 @@ std::string shape_text(std::span<const std::int64_t> shape) {
   std::string text = "[";
   for (std::size_t i = 0; i < shape.size(); ++i) text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
   return text + "]";
+}
+
+std::string one_line(std::string_view text) {
+  constexpr std::string_view kHexDigits = "0123456789abcdef";
+  std::string line;
+  for (const char c : text) {
+    const unsigned char byte = static_cast<unsigned char>(c);
+    if (c == '\n') {
+      line += "\\n";
+    } else if (byte < 0x20 || byte == 0x7F) {
+      line += {'\\', 'x', kHexDigits[byte >> 4], kHexDigits[byte & 0xF]};
+    } else {
+      line += c;
+    }
+  }
+  return line;
+}
+
+std::string quoted_for_message(std::string_view text) {
+  if (text.size() <= kMaxQuotedBytes) return "'" + one_line(text) + "'";
+  text = text.substr(0, kMaxQuotedBytes);
+  while (!is_valid_utf8(text)) text.remove_suffix(1);
+  return "'" + one_line(text) + "...'";
 }
 
 std::string table_text(const std::vector<std::vector<std::string>>& rows) {

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <span>
 #include <vector>
 
 #include "data/example.h"
@@ -26,9 +27,16 @@ struct PackedBatch {
 /// Appends one example; the first one starts the offsets.
 void append_example(PackedBatch& batch, const Example& example);
 
-/// The micro batches of one optimizer step: examples are taken in stream order until the step has `step_tokens` tokens (or
-/// `step_sequences` examples when that is set), then distributed over micro batches of at most `micro_batch_tokens` each by first-fit
-/// decreasing, so that few are needed. Every example is used exactly once; a step never mixes epochs.
+/// Distributes items over bins of `capacity` by first-fit decreasing: longest first, each into the first bin with room,
+/// equal lengths in their given order. Returns the indices per bin, ascending. An item longer than `capacity` gets a
+/// bin of its own.
+std::vector<std::vector<std::int64_t>> first_fit_decreasing(std::span<const std::int64_t> lengths,
+                                                            std::int64_t capacity);
+
+/// The micro batches of one optimizer step: as many examples, in stream order, as `step_tokens` tokens hold (at least
+/// one), or `step_sequences` examples when that is not 0; then distributed over micro batches of at most
+/// `micro_batch_tokens` each by first-fit decreasing, so that few are needed. Every example is used exactly once; a
+/// step never mixes epochs.
 struct StepBatchConfig {
   std::int64_t step_tokens = 4096;
   std::int64_t step_sequences = 0;
@@ -38,7 +46,8 @@ struct StepBatch {
   std::vector<PackedBatch> micro_batches;
   std::int64_t num_targets = 0, num_tokens = 0, num_examples = 0;
 };
-/// nullopt at the end of an epoch. A step may be smaller there. An example longer than micro_batch_tokens gets its own batch.
+/// nullopt at the end of an epoch. A step may be smaller there. An example longer than micro_batch_tokens gets its own
+/// batch.
 std::optional<StepBatch> next_step_batch(ExampleStream& stream, const StepBatchConfig& config);
 
 }  // namespace dagmoe

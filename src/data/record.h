@@ -12,7 +12,7 @@ namespace dagmoe {
 
 /// How the fields of a file's records are read (method.md 7.1).
 enum class RecordFormat {
-  kAlpaca,            ///< instruction, input (may be absent), output
+  kAlpaca,            ///< instruction, input (may be absent or null), output
   kMetaMath,          ///< query (first line instruction, rest input), response
   kMessages,          ///< messages: [{role, content}]
   kShareGpt,          ///< conversations: [{from, value}]
@@ -23,18 +23,22 @@ const std::vector<std::string>& record_format_names();
 
 /// A record as an instruction with its answer, or a conversation.
 struct Record {
-  std::string instruction, input, output;  ///< the single-turn formats
-  std::vector<Message> messages;           ///< the conversation formats; empty otherwise
+  std::string instruction = {}, input = {}, output = {};  ///< the single-turn formats
+  std::vector<Message> messages = {};                     ///< the conversation formats; empty otherwise
 };
-/// Throws InputError with the reason only (no place): "field 'output' is missing; format 'alpaca' needs instruction, output".
+/// Fields that a format does not name are left alone. A conversation may begin with a system turn, then user and
+/// assistant alternate and the assistant has the last word. Throws InputError with the reason only (no place): "field
+/// 'output' is missing; format 'alpaca' needs instruction, output".
 Record read_record(RecordFormat format, const RawRecord& raw);
 
-/// The text of a sample under a template. A single-turn record under chatml is one user turn (instruction, then a blank line
-/// and the input when there is one) and one assistant turn. A conversation under an alpaca form must be a single exchange.
+/// The text of a sample under a template. A single-turn record under chatml is one user turn (instruction, then a blank
+/// line and the input when there is one) and one assistant turn. A conversation under an alpaca form must be a single
+/// exchange.
 struct SampleTextOptions {
   PromptTemplate prompt_template = PromptTemplate::kAlpaca;
-  std::string default_system;  ///< chatml only
+  std::string default_system = {};  ///< chatml only
 };
+/// Throws InputError with the reason only.
 std::vector<PromptPiece> sample_text(const Record& record, const SampleTextOptions& options);
 
 }  // namespace dagmoe

@@ -36,6 +36,8 @@ class Tokenizer {
   virtual std::int64_t vocab_size() const noexcept = 0;  ///< largest id + 1
   /// True when encode with "special tokens" on puts BOS first (post-processor or add_bos_token).
   virtual bool adds_bos() const noexcept = 0;
+  /// Number of bytes of `text` that no token stands for: encode drops them or puts an unknown token there.
+  virtual std::int64_t count_lost_bytes(std::string_view text) const = 0;
   /// One line for people: "byte-level BPE, pre-tokenizer digits + gpt2, 49152 tokens".
   virtual std::string description() const = 0;
 };

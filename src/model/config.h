@@ -4,6 +4,7 @@
 #include <filesystem>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/json.h"
@@ -18,7 +19,7 @@ enum class DagNorm { kLayerNorm, kRmsNorm };
 struct MoeConfig {
   std::int64_t num_experts = 8, num_experts_per_tok = 2, moe_intermediate_size = 0;
   RouterScore router_score = RouterScore::kSoftmax;
-  bool norm_topk_prob = true;            ///< divide the K chosen scores by their sum
+  bool norm_topk_prob = true;  ///< divide the K chosen scores by their sum
   double routed_scaling_factor = 1.0;
 };
 
@@ -28,7 +29,8 @@ struct DagConfig {
   DagNorm norm = DagNorm::kLayerNorm;
 };
 
-/// Field names are the keys of Hugging Face's config.json. A family's peculiarity is one field, added when that family is loaded.
+/// Field names are the keys of Hugging Face's config.json. A family's peculiarity is one field, added when that family
+/// is loaded.
 struct ModelConfig {
   std::string model_type = "llama";       ///< llama, mixtral, dagmoe
   std::string base_model_type = "llama";  ///< how routed weights are named on disk: llama (dense), mixtral
@@ -42,15 +44,26 @@ struct ModelConfig {
   std::optional<MoeConfig> moe;             ///< absent: dense feed-forward layers
   std::optional<DagConfig> dag;             ///< only with moe
   double router_aux_loss_coef = 0.0;
-  Json extra = Json::object();              ///< keys we do not know, written back unchanged
+  std::string dtype;            ///< of the weights, as config.json says: "float32", "bfloat16"; may be empty
+  Json extra = Json::object();  ///< keys we do not know, written back unchanged
 };
 
-/// Reads config.json of a folder, v4 and v5 spellings (contracts.md 1.3). Throws InputError with every problem, one a line:
-/// missing keys, unknown model_type, quantization_config, hidden_act other than silu, rope kinds not supported.
+/// Reads config.json of a folder, v4 and v5 spellings (contracts.md 1.3). Throws InputError with every problem, one a
+/// line: missing keys, unknown model_type, quantization_config, hidden_act other than silu, rope kinds not supported. A
+/// key that may be absent then has the value that transformers gives it.
+///
+/// model_type dagmoe holds its base family's keys, "base_model_type" and, unless it is a plain mixture of experts,
+/// "dag": {"num_iterations", "node_size", "node_residual": hidden_state | normed_input | none, "norm": layer_norm |
+/// rms_norm, "activation": "silu"}. Its router may differ from the base family's: "scoring_func": softmax | sigmoid,
+/// "norm_topk_prob", "routed_scaling_factor".
 ModelConfig read_model_config(const std::filesystem::path& folder);
 ModelConfig parse_model_config(const Json& json, const std::string& where);
 /// What read_model_config reads; a plain family's config opens in transformers 5.23.0 and older versions.
 Json model_config_json(const ModelConfig& config);
+
+/// Name and shape of every parameter of a model, in the order of the forward pass. Llama's names for every family,
+/// experts one by one as `mlp.experts.E`; checkpoint/families.h knows what a family calls them on disk.
+std::vector<std::pair<std::string, std::vector<std::int64_t>>> parameter_shapes(const ModelConfig& config);
 
 std::int64_t num_parameters(const ModelConfig& config);
 /// Per token: of the experts only the K chosen.

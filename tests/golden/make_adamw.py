@@ -1,9 +1,10 @@
 """Ten steps of torch.optim.AdamW in fp32 with recorded gradients.
 
 usage: make_adamw.py OUT_DIR      writes adamw.safetensors
-betas 0.9 and 0.999, eps 1e-8, weight decay 0.1, learning rate 1e-2.  Tensors: param.0 is the start, param.N [3,5] the value
-after step N = 1..10, grad.N the gradient of step N, exp_avg and exp_avg_sq the state after step 10.
+betas 0.9 and 0.999, eps 1e-8, weight decay 0.1, learning rate 1e-2.  Tensors: param.0 is the start, param.N [3,5] the
+value after step N = 1..10, grad.N the gradient of step N, exp_avg and exp_avg_sq the state after step 10.
 """
+
 import os
 import sys
 

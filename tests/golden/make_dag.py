@@ -5,11 +5,12 @@ T=7 tokens, D=24, K=4 slots, G=6, L=3 iterations.  Inputs, the same for every va
 nodes [T,K,D]   gate times expert output, without residual
 h [T,D], xn [T,D]   residual stream and normed input (two independent random tensors)
 norm.l [D], down.l [G,D], edge.l [G,2G], node.l [G,2G], up.l [D,G], l = 0..L-1; eps []; dout [T,D]
-Per variant V (hidden_state, normed_input, none: the residual of the nodes, with layer norm; hidden_state_rms: RMS norm):
+Per variant V (hidden_state, normed_input, none: residual of the nodes, with layer norm; hidden_state_rms: RMS norm):
 y.V [T,D]   sum of the final nodes
 out.V [T,D] output of the layer: y for hidden_state and hidden_state_rms, h + y otherwise
 grad.V.NAME gradient of sum(out.V * dout); NAME is an input or weight above that the variant uses
 """
+
 import os
 import sys
 
@@ -39,7 +40,9 @@ dout = rand(T, D)
 def forward(p, residual, rms):
     y = []
     for t in range(T):
-        r = {"hidden_state": p["h"][t], "normed_input": p["xn"][t], "none": torch.zeros(D, dtype=torch.float64)}[residual]
+        r = {"hidden_state": p["h"][t], "normed_input": p["xn"][t], "none": torch.zeros(D, dtype=torch.float64)}[
+            residual
+        ]
         x = [p["nodes"][t, i] + r / K for i in range(K)]
         for l in range(L):
             w = p[f"norm.{l}"]
@@ -62,8 +65,12 @@ def forward(p, residual, rms):
 
 
 res = dict(inputs, dout=dout, eps=torch.tensor(EPS, dtype=torch.float64))
-for name, residual, rms in (("hidden_state", "hidden_state", False), ("normed_input", "normed_input", False),
-                            ("none", "none", False), ("hidden_state_rms", "hidden_state", True)):
+for name, residual, rms in (
+    ("hidden_state", "hidden_state", False),
+    ("normed_input", "normed_input", False),
+    ("none", "none", False),
+    ("hidden_state_rms", "hidden_state", True),
+):
     p = {k: v.clone().requires_grad_() for k, v in inputs.items()}
     y, out = forward(p, residual, rms)
     (out * dout).sum().backward()

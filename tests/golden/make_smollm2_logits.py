@@ -2,9 +2,10 @@
 
 usage: make_smollm2_logits.py MODEL_DIR OUT_DIR [--full FULL.safetensors]
 OUT_DIR gets smollm2_logits.safetensors and smollm2_logits.json.
-Tensors: vocab_ids [128]; per prompt N ids.N [T], logits.N [T,128] (columns vocab_ids), logsumexp.N [T] and argmax.N [T] over
-the whole vocabulary.  FULL gets ids.N and logits.N [T,49152].
+Tensors: vocab_ids [128]; per prompt N ids.N [T], logits.N [T,128] (columns vocab_ids), logsumexp.N [T] and argmax.N [T]
+over the whole vocabulary.  FULL gets ids.N and logits.N [T,49152].
 """
+
 import argparse
 import json
 import os
@@ -29,9 +30,9 @@ prompts = [
     "Question: What is 12 + 7?\nAnswer:",
     "def fib(n):\n    if n < 2:\n        return n\n    return",
     "<|im_start|>user\nName three colours.<|im_end|>\n<|im_start|>assistant\n",
-    "Once upon a time there was a small fox who lived at the edge of a quiet wood. Every morning the fox went down to the river to "
-    "drink, and every morning an old heron asked the same question: why do you never look at the water before you drink from it? "
-    "One day the fox stopped and",
+    "Once upon a time there was a small fox who lived at the edge of a quiet wood. Every morning the fox went down to "
+    "the river to drink, and every morning an old heron asked the same question: why do you never look at the water "
+    "before you drink from it? One day the fox stopped and",
     "caf\u00e9 \u2014 \u6771\u4eac \U0001f600 1999",
     "\n\n  x = [1, 2,  3]\t# done",
 ]
@@ -55,7 +56,13 @@ assert round(meta[0]["mean_nll"], 4) == 3.0778 and len(meta[0]["ids"]) == 19
 versions = {"transformers": transformers.__version__, "torch": torch.__version__.split("+")[0]}
 save_file(small, os.path.join(args.out, "smollm2_logits.safetensors"), metadata={"format": "pt"})
 with open(os.path.join(args.out, "smollm2_logits.json"), "w") as f:
-    f.write('{"versions": ' + json.dumps(versions) + ', "golden_nll": ' + json.dumps(meta[0]["mean_nll"]) + ', "prompts": [\n')
+    f.write(
+        '{"versions": '
+        + json.dumps(versions)
+        + ', "golden_nll": '
+        + json.dumps(meta[0]["mean_nll"])
+        + ', "prompts": [\n'
+    )
     f.write(",\n".join(json.dumps(m) for m in meta) + "\n]}\n")
 if args.full:
     save_file(full, args.full, metadata={"format": "pt"})

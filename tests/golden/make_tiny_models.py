@@ -1,14 +1,16 @@
 """Tiny random HF models in fp32 with their logits, loss, gradients and greedy continuation.
 
 usage: make_tiny_models.py OUT_DIR
-OUT_DIR gets tiny_llama/, tiny_llama_tied/ and tiny_mixtral/, each a folder as save_pretrained writes it plus expected.safetensors:
+OUT_DIR gets tiny_llama/, tiny_llama_tied/ and tiny_mixtral/, each a folder as save_pretrained writes it, plus
+expected.safetensors:
 ids_a [11], logits_a [11,V], ids_b [5], logits_b [5,V]   two rows, each run on its own
 loss []                                                  mean cross entropy of row a, logits at t against the id at t+1
-grad.NAME                                                gradient of loss; NAME as in model.safetensors (experts one by one)
+grad.NAME                                                gradient of loss; NAME as in model.safetensors (one per expert)
 prompt [3], greedy [8]                                   greedy continuation, end tokens ignored
-tiny_mixtral only: router_logits_a.N [11,E], experts_a.N [11,K] (best first), aux_loss [] (HF's definition, unit coefficient,
-row a); the loss does not contain it
+tiny_mixtral only: router_logits_a.N [11,E], experts_a.N [11,K] (best first), aux_loss [] (HF's definition, unit
+coefficient, row a); the loss does not contain it
 """
+
 import os
 import shutil
 import sys
@@ -21,9 +23,22 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)
 out = sys.argv[1]
-common = dict(vocab_size=97, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-              num_key_value_heads=2, head_dim=8, max_position_embeddings=64, initializer_range=0.2, rms_norm_eps=1e-5,
-              bos_token_id=1, eos_token_id=2, attn_implementation="eager", dtype="float32")
+common = dict(
+    vocab_size=97,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=8,
+    max_position_embeddings=64,
+    initializer_range=0.2,
+    rms_norm_eps=1e-5,
+    bos_token_id=1,
+    eos_token_id=2,
+    attn_implementation="eager",
+    dtype="float32",
+)
 
 
 def per_expert(name, value):
@@ -92,11 +107,30 @@ def make(name, model, seed):
     save_file(res, os.path.join(folder, "expected.safetensors"), metadata={"format": "pt"})
     for f in os.listdir(folder):
         os.chmod(os.path.join(folder, f), 0o644)
-    print(name, "loss", loss.item(), "max |logit|", res["logits_a"].abs().max().item(), "greedy", res["greedy"].tolist(),
-          *(["aux", res["aux_loss"].item()] if moe else []))
+    print(
+        name,
+        "loss",
+        loss.item(),
+        "max |logit|",
+        res["logits_a"].abs().max().item(),
+        "greedy",
+        res["greedy"].tolist(),
+        *(["aux", res["aux_loss"].item()] if moe else []),
+    )
 
 
 make("tiny_llama", LlamaForCausalLM(LlamaConfig(**common, tie_word_embeddings=False)), 1)
 make("tiny_llama_tied", LlamaForCausalLM(LlamaConfig(**common, tie_word_embeddings=True)), 2)
-make("tiny_mixtral", MixtralForCausalLM(MixtralConfig(
-    **dict(common, intermediate_size=40), num_local_experts=4, num_experts_per_tok=2, sliding_window=None, tie_word_embeddings=False)), 3)
+make(
+    "tiny_mixtral",
+    MixtralForCausalLM(
+        MixtralConfig(
+            **dict(common, intermediate_size=40),
+            num_local_experts=4,
+            num_experts_per_tok=2,
+            sliding_window=None,
+            tie_word_embeddings=False,
+        )
+    ),
+    3,
+)

@@ -1,0 +1,305 @@
+#include "checkpoint/checkpoint.h"
+
+#include <ATen/ATen.h>
+
+#include <algorithm>
+#include <array>
+#include <set>
+
+#include "base/atomic_file.h"
+#include "base/error.h"
+#include "base/json.h"
+#include "base/text.h"
+#include "checkpoint/families.h"
+
+namespace dagmoe {
+namespace {
+
+constexpr const char* kIndexName = "model.safetensors.index.json";
+constexpr const char* kSingleName = "model.safetensors";
+
+// The index says which tensor lies in which file; a shard must hold exactly the tensors that it is listed for.
+std::vector<std::string> indexed_files(const std::filesystem::path& folder,
+                                       std::map<std::string, std::string>& file_of_tensor) {
+  const std::filesystem::path path = folder / kIndexName;
+  const Json index = read_json_file(path);
+  if (!index.contains("weight_map") || !index["weight_map"].is_object()) {
+    throw InputError(str(path.string(), ": 'weight_map' is missing; expected {tensor name: file name}"));
+  }
+  std::set<std::string> names;
+  for (const auto& [tensor, file] : index["weight_map"].items()) {
+    if (!file.is_string()) throw InputError(str(path.string(), ": tensor '", tensor, "': expected a file name"));
+    const auto name = file.get<std::string>();
+    if (name.find('/') != std::string::npos || name.find('\\') != std::string::npos) {
+      throw InputError(str(path.string(), ": tensor '", tensor, "': file name '", name, "' must not leave the folder"));
+    }
+    file_of_tensor[tensor] = name;
+    names.insert(name);
+  }
+  return {names.begin(), names.end()};
+}
+
+bool is_statistics_weight(const std::string& name) {
+  return name.ends_with("norm.weight") || name.ends_with("mlp.gate.weight");
+}
+
+// All problems of one folder, so that a user repairs them in one go.
+class ProblemList {
+ public:
+  void add(std::string problem) { problems_.push_back(std::move(problem)); }
+  void throw_if_any(const std::filesystem::path& folder) const {
+    if (problems_.empty()) return;
+    std::string text;
+    const std::size_t shown = std::min<std::size_t>(problems_.size(), 20);
+    for (std::size_t i = 0; i < shown; ++i) text += (i == 0 ? "" : "\n") + folder.string() + ": " + problems_[i];
+    if (shown < problems_.size())
+      text += str("\n", folder.string(), ": and ", problems_.size() - shown, " more tensors");
+    throw InputError(text);
+  }
+
+ private:
+  std::vector<std::string> problems_;
+};
+
+at::Tensor own_memory(const at::Tensor& tensor, at::ScalarType dtype) {
+  return tensor.to(dtype, /*non_blocking=*/false, /*copy=*/true);
+}
+
+}  // namespace
+
+at::ScalarType scalar_type(DType dtype) {
+  switch (dtype) {
+    case DType::kBool:
+      return at::kBool;
+    case DType::kU8:
+      return at::kByte;
+    case DType::kI8:
+      return at::kChar;
+    case DType::kI16:
+      return at::kShort;
+    case DType::kU16:
+      return at::kUInt16;
+    case DType::kF16:
+      return at::kHalf;
+    case DType::kBF16:
+      return at::kBFloat16;
+    case DType::kI32:
+      return at::kInt;
+    case DType::kU32:
+      return at::kUInt32;
+    case DType::kF32:
+      return at::kFloat;
+    case DType::kF64:
+      return at::kDouble;
+    case DType::kI64:
+      return at::kLong;
+    case DType::kU64:
+      return at::kUInt64;
+  }
+  throw InternalError("unknown DType");
+}
+
+DType dtype_of(at::ScalarType type) {
+  switch (type) {
+    case at::kFloat:
+      return DType::kF32;
+    case at::kDouble:
+      return DType::kF64;
+    case at::kBFloat16:
+      return DType::kBF16;
+    case at::kHalf:
+      return DType::kF16;
+    case at::kLong:
+      return DType::kI64;
+    case at::kInt:
+      return DType::kI32;
+    default:
+      throw InternalError(str("no safetensors dtype for ", c10::toString(type)));
+  }
+}
+
+Checkpoint Checkpoint::open(const std::filesystem::path& folder) {
+  if (!std::filesystem::is_directory(folder)) {
+    throw InputError(str(folder.string(), ": no such folder; expected a model folder with config.json"));
+  }
+  Checkpoint checkpoint;
+  checkpoint.folder_ = folder;
+  checkpoint.config_ = read_model_config(folder);
+  std::map<std::string, std::string> file_of_tensor;
+  std::vector<std::string> names;
+  if (std::filesystem::exists(folder / kSingleName)) {
+    names = {kSingleName};  // as Hugging Face does when an index lies beside it
+  } else if (std::filesystem::exists(folder / kIndexName)) {
+    names = indexed_files(folder, file_of_tensor);
+  } else {
+    throw InputError(str(folder.string(), ": no weights found; expected ", kSingleName, " or ", kIndexName));
+  }
+  auto files = std::make_shared<std::vector<SafetensorsFile>>();
+  for (const auto& name : names) files->push_back(SafetensorsFile::open(folder / name));
+  checkpoint.files_ = files;
+
+  ProblemList problems;
+  for (std::size_t f = 0; f < files->size(); ++f) {
+    for (const TensorInfo& info : (*files)[f].tensors()) {
+      const auto listed = file_of_tensor.find(info.name);
+      if (!file_of_tensor.empty() && (listed == file_of_tensor.end() || listed->second != names[f])) {
+        problems.add(str("tensor '", info.name, "' lies in ", names[f], " but the index ",
+                         listed == file_of_tensor.end() ? "does not list it" : "says " + listed->second));
+        continue;
+      }
+      checkpoint.places_[info.name] = {f, &info};
+    }
+  }
+  for (const auto& [tensor, file] : file_of_tensor) {
+    if (!checkpoint.places_.contains(tensor))
+      problems.add(str("tensor '", tensor, "' is listed for ", file, " but is not in it"));
+  }
+  problems.throw_if_any(folder);
+  return checkpoint;
+}
+
+const TensorInfo* Checkpoint::find(std::string_view disk_name) const {
+  const auto place = places_.find(disk_name);
+  return place == places_.end() ? nullptr : place->second.info;
+}
+
+std::vector<const TensorInfo*> Checkpoint::tensors() const {
+  std::vector<const TensorInfo*> infos;
+  for (const auto& [name, place] : places_) infos.push_back(place.info);
+  return infos;
+}
+
+std::span<const std::byte> Checkpoint::bytes(std::string_view disk_name) const {
+  const auto place = places_.find(disk_name);
+  if (place == places_.end()) throw InternalError(str("no tensor '", disk_name, "' in ", folder_.string()));
+  return (*files_)[place->second.file].bytes(*place->second.info);
+}
+
+at::Tensor Checkpoint::tensor(std::string_view disk_name) const {
+  const std::span<const std::byte> data = bytes(disk_name);
+  const TensorInfo& info = *find(disk_name);
+  const auto options = at::TensorOptions(scalar_type(info.dtype));
+  void* address = const_cast<std::byte*>(data.data());  // from_blob takes no const; the mapping itself is read-only
+  if (data.empty()) return at::empty(info.shape, options);
+  const bool aligned =
+      reinterpret_cast<std::uintptr_t>(address) % static_cast<std::uintptr_t>(dtype_size(info.dtype)) == 0;
+  if (!aligned) {
+    at::Tensor copy = at::empty(info.shape, options);
+    std::memcpy(copy.mutable_data_ptr(), data.data(), data.size());
+    return copy;
+  }
+  return at::from_blob(
+      address, info.shape, [keep_alive = files_](void*) {}, options);
+}
+
+Decoder load_decoder(const Checkpoint& checkpoint, const LoadOptions& options) {
+  ModelConfig config = checkpoint.config();
+  const bool adds_dag = options.add_dag.has_value() && !config.dag;
+  if (adds_dag) {
+    if (!config.moe) {
+      throw ConfigError(str("model.dag: ", checkpoint.folder().string(),
+                            " is a dense model; a DAG combines the experts of a MoE layer; run dagmoe upcycle first"));
+    }
+    config.dag = options.add_dag;
+    config.model_type = "dagmoe";
+  }
+  Decoder model(config);
+  model.compute_dtype = options.compute_dtype;
+  if (adds_dag) initialize_dag(model, options.seed);
+
+  const auto shapes = Decoder::parameter_shapes(config);
+  auto parameters = model.parameters();
+  const auto statistics = options.compute_dtype == at::kDouble ? at::kDouble : at::kFloat;
+  ProblemList problems;
+  std::set<std::string, std::less<>> used;
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    auto& [name, tensor] = parameters[i];
+    const std::string on_disk = disk_name(config, name);
+    const TensorInfo* info = checkpoint.find(on_disk);
+    at::Tensor source = *tensor;  // set already when it is part of a new DAG
+    if (!source.defined()) {
+      if (info == nullptr) {
+        problems.add(str("tensor '", on_disk, "' is missing; expected shape ", shape_text(shapes[i].second)));
+        continue;
+      }
+      used.insert(on_disk);
+      if (info->shape != shapes[i].second) {
+        problems.add(str("tensor '", on_disk, "': found shape ", shape_text(info->shape), ", expected ",
+                         shape_text(shapes[i].second)));
+        continue;
+      }
+      if (info->dtype != DType::kF32 && info->dtype != DType::kBF16 && info->dtype != DType::kF16 &&
+          info->dtype != DType::kF64) {
+        problems.add(
+            str("tensor '", on_disk, "': found dtype ", dtype_name(info->dtype), ", expected F32, BF16, F16 or F64"));
+        continue;
+      }
+      source = checkpoint.tensor(on_disk);
+    }
+    const auto frozen_dtype = is_statistics_weight(name) ? statistics : options.compute_dtype;
+    if (options.is_trainable && options.is_trainable(name)) {
+      *tensor = own_memory(source, statistics).set_requires_grad(true);
+    } else {
+      *tensor = source.scalar_type() == frozen_dtype ? source : source.to(frozen_dtype);
+    }
+  }
+  // A tied head may be written out as well, as long as it really is the embedding.
+  if (config.tie_word_embeddings && checkpoint.find("lm_head.weight") != nullptr) {
+    const auto head = checkpoint.bytes("lm_head.weight"), embedding = checkpoint.bytes("model.embed_tokens.weight");
+    if (!std::ranges::equal(head, embedding)) {
+      problems.add("tensor 'lm_head.weight' differs from the embedding although tie_word_embeddings is true");
+    }
+    used.insert("lm_head.weight");
+  }
+  for (const TensorInfo* info : checkpoint.tensors()) {
+    if (!used.contains(info->name))
+      problems.add(str("tensor '", info->name, "' is not expected by model_type '", config.model_type, "'"));
+  }
+  problems.throw_if_any(checkpoint.folder());
+  return model;
+}
+
+void copy_side_files(const std::filesystem::path& from, const std::filesystem::path& to) {
+  constexpr std::array kNames{"tokenizer.json",
+                              "tokenizer_config.json",
+                              "tokenizer.model",
+                              "special_tokens_map.json",
+                              "added_tokens.json",
+                              "vocab.json",
+                              "merges.txt",
+                              "chat_template.jinja",
+                              "generation_config.json"};
+  for (const char* name : kNames) {
+    if (std::filesystem::exists(from / name)) {
+      std::filesystem::copy_file(from / name, to / name, std::filesystem::copy_options::overwrite_existing);
+    }
+  }
+}
+
+void save_model(const std::filesystem::path& folder, Decoder& model, const Checkpoint& source) {
+  write_file_atomically(folder / "config.json", model_config_json(model.config).dump(2) + "\n");
+  std::vector<TensorSource> tensors;
+  const TensorInfo* embedding = source.find("model.embed_tokens.weight");
+  const DType base_dtype = embedding != nullptr ? embedding->dtype : DType::kF32;
+  auto converted = std::make_shared<at::Tensor>();  // holds one tensor's bytes while they are written
+  for (const auto& [name, tensor] : model.parameters()) {
+    const std::string on_disk = disk_name(model.config, name);
+    const TensorInfo* info = source.find(on_disk);
+    const std::vector<std::int64_t> shape = tensor->sizes().vec();
+    if (info != nullptr && !tensor->requires_grad()) {
+      tensors.push_back({on_disk, info->dtype, shape, [&source, on_disk] { return source.bytes(on_disk); }});
+      continue;
+    }
+    const bool is_dag = name.find(".mlp.dag.") != std::string::npos;
+    const DType dtype = info != nullptr ? info->dtype : is_dag ? DType::kF32 : base_dtype;
+    tensors.push_back({on_disk, dtype, shape, [converted, tensor = *tensor, dtype] {
+                         *converted = tensor.detach().to(at::kCPU).to(scalar_type(dtype)).contiguous();
+                         return std::span(static_cast<const std::byte*>(converted->const_data_ptr()),
+                                          converted->nbytes());
+                       }});
+  }
+  write_safetensors(folder / kSingleName, std::move(tensors));
+  copy_side_files(source.folder(), folder);
+}
+
+}  // namespace dagmoe

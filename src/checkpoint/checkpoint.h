@@ -1,0 +1,70 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "checkpoint/safetensors.h"
+#include "model/decoder.h"
+
+namespace dagmoe {
+
+at::ScalarType scalar_type(DType dtype);
+DType dtype_of(at::ScalarType type);
+
+/// A model folder: config.json with model.safetensors, or with the shards that model.safetensors.index.json names. Files are
+/// mapped; nothing is read before it is used.
+class Checkpoint {
+ public:
+  /// Throws InputError for anything missing or damaged; an index is checked against its shards in both directions.
+  static Checkpoint open(const std::filesystem::path& folder);
+
+  const std::filesystem::path& folder() const noexcept { return folder_; }
+  const ModelConfig& config() const noexcept { return config_; }
+  const TensorInfo* find(std::string_view disk_name) const;
+  std::vector<const TensorInfo*> tensors() const;  ///< of all files, by name
+  /// A tensor over the mapped bytes that keeps the mapping alive; writing to it would crash. Copied only when unaligned.
+  at::Tensor tensor(std::string_view disk_name) const;
+  std::span<const std::byte> bytes(std::string_view disk_name) const;
+
+ private:
+  struct Place {
+    std::size_t file;
+    const TensorInfo* info;
+  };
+  std::filesystem::path folder_;
+  ModelConfig config_;
+  std::shared_ptr<const std::vector<SafetensorsFile>> files_;
+  std::map<std::string, Place, std::less<>> places_;
+};
+
+struct LoadOptions {
+  at::ScalarType compute_dtype = at::kFloat;
+  /// Parameters that get their own fp32 memory and a gradient; by our names. Empty: none.
+  std::function<bool(const std::string&)> is_trainable;
+  /// Adds an aggregator that the checkpoint lacks; its weights come from `seed` (method.md 1.1).
+  std::optional<DagConfig> add_dag;
+  std::uint64_t seed = 0;
+};
+
+/// Strict: one InputError lists every missing, unexpected and misshaped tensor. Frozen weights in the compute dtype stay in their
+/// file; others are converted once. Norms and routers are float whatever the compute dtype is.
+Decoder load_decoder(const Checkpoint& checkpoint, const LoadOptions& options);
+
+/// Writes config.json, model.safetensors and the source's tokenizer files into `folder`, which must exist (write_folder_atomically
+/// makes it). Weights that do not require grad are copied from the source's bytes, so that they stay bit-identical; others take
+/// the dtype of their namesake in the source, else of its embedding, else (a DAG that was added) float.
+void save_model(const std::filesystem::path& folder, Decoder& model, const Checkpoint& source);
+
+/// The tokenizer and generation files of a model folder that are there, copied as they are.
+void copy_side_files(const std::filesystem::path& from, const std::filesystem::path& to);
+
+}  // namespace dagmoe

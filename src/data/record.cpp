@@ -1,0 +1,240 @@
+#include "data/record.h"
+
+#include <algorithm>
+#include <array>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "base/text.h"
+
+namespace dagmoe {
+namespace {
+
+// What a format asks of a record: for messages, and for the search.
+struct FormatInfo {
+  std::string_view name, needs;
+};
+FormatInfo info_of(RecordFormat format) {
+  switch (format) {
+    case RecordFormat::kAlpaca:
+      return {"alpaca", "instruction, output"};
+    case RecordFormat::kMetaMath:
+      return {"metamath", "query, response"};
+    case RecordFormat::kMessages:
+      return {"messages", "messages"};
+    case RecordFormat::kShareGpt:
+      return {"sharegpt", "conversations"};
+    case RecordFormat::kPromptCompletion:
+      return {"prompt_completion", "prompt, completion"};
+  }
+  throw InternalError("info_of: unknown record format");
+}
+
+constexpr std::array kFormats = {RecordFormat::kAlpaca, RecordFormat::kMetaMath, RecordFormat::kMessages,
+                                 RecordFormat::kShareGpt, RecordFormat::kPromptCompletion};
+
+const RawField& required_field(const RawRecord& raw, std::string_view name, RecordFormat format, FieldKind kind) {
+  const auto [format_name, needs] = info_of(format);
+  const RawField* field = raw.find(name);
+  if (field == nullptr) {
+    throw InputError(str("field '", name, "' is missing; format '", format_name, "' needs ", needs));
+  }
+  if (field->kind != kind) {
+    throw InputError(str("field '", name, "' of format '", format_name, "': found ", kind_text(field->kind),
+                         ", expected ", kind_text(kind)));
+  }
+  return *field;
+}
+
+const std::string& required_text(const RawRecord& raw, std::string_view name, RecordFormat format) {
+  return required_field(raw, name, format, FieldKind::kString).text;
+}
+
+// A text the model is to learn; without one there is nothing to train on.
+const std::string& target_text(const RawRecord& raw, std::string_view name, RecordFormat format) {
+  const std::string& text = required_text(raw, name, format);
+  if (text.empty())
+    throw InputError(str("field '", name, "' of format '", info_of(format).name, "': found an empty text"));
+  return text;
+}
+
+Record read_alpaca(const RawRecord& raw) {
+  constexpr auto kFormat = RecordFormat::kAlpaca;
+  Record record{.instruction = required_text(raw, "instruction", kFormat)};
+  const RawField* input = raw.find("input");
+  if (input != nullptr && input->kind != FieldKind::kNull) record.input = required_text(raw, "input", kFormat);
+  record.output = target_text(raw, "output", kFormat);
+  return record;
+}
+
+Record read_metamath(const RawRecord& raw) {
+  constexpr auto kFormat = RecordFormat::kMetaMath;
+  const std::string& query = required_text(raw, "query", kFormat);
+  const std::size_t line_end = query.find('\n');
+  return {.instruction = query.substr(0, line_end),
+          .input = line_end == std::string::npos ? "" : query.substr(line_end + 1),
+          .output = target_text(raw, "response", kFormat)};
+}
+
+Record read_prompt_completion(const RawRecord& raw) {
+  constexpr auto kFormat = RecordFormat::kPromptCompletion;
+  return {.instruction = required_text(raw, "prompt", kFormat), .output = target_text(raw, "completion", kFormat)};
+}
+
+// How a conversation format spells things.
+struct ConversationKeys {
+  RecordFormat format;
+  std::string_view list, role, content;
+  std::array<std::pair<std::string_view, std::string_view>, 3> roles;  // theirs, ours
+};
+constexpr ConversationKeys kMessagesKeys = {RecordFormat::kMessages,
+                                            "messages",
+                                            "role",
+                                            "content",
+                                            {{{"system", "system"}, {"user", "user"}, {"assistant", "assistant"}}}};
+constexpr ConversationKeys kShareGptKeys = {RecordFormat::kShareGpt,
+                                            "conversations",
+                                            "from",
+                                            "value",
+                                            {{{"system", "system"}, {"human", "user"}, {"gpt", "assistant"}}}};
+
+std::string found_kind(const Json& value) {
+  const std::string name = value.type_name();
+  if (name == "null") return name;
+  return str(name == "array" || name == "object" ? "an " : "a ", name);
+}
+
+std::string message_text(const Json& message, std::string_view key, const ConversationKeys& keys,
+                         const std::string& where) {
+  const auto found = message.find(key);
+  if (found == message.end()) {
+    throw InputError(str(where, ": field '", key, "' is missing; format '", info_of(keys.format).name, "' needs ",
+                         keys.role, ", ", keys.content));
+  }
+  if (!found->is_string())
+    throw InputError(str(where, ": field '", key, "': found ", found_kind(*found), ", expected a string"));
+  return found->get<std::string>();
+}
+
+Message read_message(const Json& json, const ConversationKeys& keys, const std::string& where) {
+  if (!json.is_object()) throw InputError(str(where, ": found ", found_kind(json), ", expected an object"));
+  const std::string role = message_text(json, keys.role, keys, where);
+  const auto known =
+      std::find_if(keys.roles.begin(), keys.roles.end(), [&](const auto& pair) { return pair.first == role; });
+  if (known == keys.roles.end()) {
+    throw InputError(str(where, ": field '", keys.role, "': found '", role, "', expected ", keys.roles[0].first, ", ",
+                         keys.roles[1].first, " or ", keys.roles[2].first));
+  }
+  // OpenAI's way to leave a turn out of the loss. To train on it all the same would be a silent change of the data.
+  const auto weight = json.find("weight");
+  if (weight != json.end() && weight->is_number() && weight->get<double>() != 1.0) {
+    throw InputError(
+        str(where, ": field 'weight': found ", weight->dump(), "; only 1 is supported, every answer is trained on"));
+  }
+  return {std::string(known->second), message_text(json, keys.content, keys, where)};
+}
+
+void check_turns(const std::vector<Message>& messages, const ConversationKeys& keys) {
+  const auto spelled = [&](std::string_view ours) {
+    return std::find_if(keys.roles.begin(), keys.roles.end(), [&](const auto& pair) { return pair.second == ours; })
+        ->first;
+  };
+  const std::size_t first = !messages.empty() && messages[0].role == "system" ? 1 : 0;
+  for (std::size_t i = first; i < messages.size(); ++i) {
+    const std::string_view expected = (i - first) % 2 == 0 ? "user" : "assistant";
+    if (messages[i].role != expected) {
+      throw InputError(str("field '", keys.list, "': message ", i + 1, " is of '", spelled(messages[i].role),
+                           "', expected '", spelled(expected), "'; after an optional system turn ", spelled("user"),
+                           " and ", spelled("assistant"), " alternate"));
+    }
+    if (expected == "assistant" && messages[i].content.empty()) {
+      throw InputError(
+          str("field '", keys.list, "': message ", i + 1, ": field '", keys.content, "': found an empty text"));
+    }
+  }
+  if (messages.size() == first) throw InputError(str("field '", keys.list, "': there is no exchange in it"));
+  if (messages.back().role != "assistant") {
+    throw InputError(str("field '", keys.list, "': the last message is of '", spelled("user"), "', expected '",
+                         spelled("assistant"), "'"));
+  }
+}
+
+Record read_conversation(const RawRecord& raw, const ConversationKeys& keys) {
+  const RawField& field = required_field(raw, keys.list, keys.format, FieldKind::kArray);
+  const std::string where = str("field '", keys.list, "'");
+  const Json list = parse_json(field.text, where);
+  Record record;
+  for (const Json& message : list) {
+    record.messages.push_back(read_message(message, keys, str(where, ": message ", record.messages.size() + 1)));
+  }
+  check_turns(record.messages, keys);
+  return record;
+}
+
+// A conversation as the one question and answer that the Alpaca forms have room for.
+Record single_exchange(const Record& record) {
+  if (record.messages.empty()) return record;
+  if (record.messages.size() != 2) {
+    throw InputError(str("a conversation of ", record.messages.size(),
+                         record.messages[0].role == "system" ? " messages with a system turn" : " messages",
+                         "; the Alpaca templates have room for one question and one answer: use template 'chatml'"));
+  }
+  return {.instruction = record.messages[0].content, .output = record.messages[1].content};
+}
+
+std::vector<Message> as_messages(const Record& record) {
+  if (!record.messages.empty()) return record.messages;
+  const std::string input = record.input.empty() ? "" : "\n\n" + record.input;
+  return {{"user", record.instruction + input}, {"assistant", record.output}};
+}
+
+}  // namespace
+
+std::optional<RecordFormat> record_format_named(std::string_view name) {
+  for (const RecordFormat format : kFormats) {
+    if (info_of(format).name == name) return format;
+  }
+  return std::nullopt;
+}
+
+const std::vector<std::string>& record_format_names() {
+  static const std::vector<std::string> names = [] {
+    std::vector<std::string> all;
+    for (const RecordFormat format : kFormats) all.emplace_back(info_of(format).name);
+    return all;
+  }();
+  return names;
+}
+
+Record read_record(RecordFormat format, const RawRecord& raw) {
+  switch (format) {
+    case RecordFormat::kAlpaca:
+      return read_alpaca(raw);
+    case RecordFormat::kMetaMath:
+      return read_metamath(raw);
+    case RecordFormat::kMessages:
+      return read_conversation(raw, kMessagesKeys);
+    case RecordFormat::kShareGpt:
+      return read_conversation(raw, kShareGptKeys);
+    case RecordFormat::kPromptCompletion:
+      return read_prompt_completion(raw);
+  }
+  throw InternalError("read_record: unknown record format");
+}
+
+std::vector<PromptPiece> sample_text(const Record& record, const SampleTextOptions& options) {
+  if (options.prompt_template == PromptTemplate::kChatMl) {
+    return render_chatml(as_messages(record), options.default_system, /*add_generation_prompt=*/false);
+  }
+  const Record exchange = single_exchange(record);
+  // The prompt is one piece, as generation encodes it. It holds users' text, and the template's own has no control
+  // tokens.
+  PromptPiece prompt, answer;
+  prompt.text = alpaca_prompt(exchange.instruction, exchange.input, options.prompt_template);
+  answer.text = exchange.output;
+  answer.is_supervised = true;
+  answer.ends_turn = true;
+  return {std::move(prompt), std::move(answer)};
+}
+
+}  // namespace dagmoe

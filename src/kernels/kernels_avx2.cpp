@@ -1,0 +1,9 @@
+#include "kernels/vec_avx2.h"
+#include "kernels/simd_kernels.h"
+
+namespace dagmoe {
+
+constinit const KernelTable<float> kAvx2Float = simd_table<float>();
+constinit const KernelTable<Bf16> kAvx2Bf16 = simd_table<Bf16>();
+
+}  // namespace dagmoe

@@ -1,0 +1,9 @@
+#include "kernels/vec_avx512.h"
+#include "kernels/simd_kernels.h"
+
+namespace dagmoe {
+
+constinit const KernelTable<float> kAvx512Float = simd_table<float>();
+constinit const KernelTable<Bf16> kAvx512Bf16 = simd_table<Bf16>();
+
+}  // namespace dagmoe

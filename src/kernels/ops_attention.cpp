@@ -1,0 +1,179 @@
+#include <ATen/ATen.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
+#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
+
+#include <cmath>
+#include <limits>
+
+#include "kernels/ops.h"
+#include "kernels/ops_support.h"
+
+// Causal attention inside each segment. S: tokens of one segment; M = H / Hk query heads share a key head.
+
+namespace dagmoe {
+namespace ops {
+namespace {
+
+/// Tokens [begin, end) of one segment.
+struct Segment {
+  std::int64_t begin, size;
+};
+
+Segment segment_at(const std::vector<std::int64_t>& offsets, std::int64_t index) {
+  const auto at = static_cast<std::size_t>(index);
+  return {offsets[at], offsets[at + 1] - offsets[at]};
+}
+
+// LibTorch's kernel takes [batch, head, token, d]. The key heads serve as the batch, so that grouped-query attention needs no
+// copy of k and v: the query heads of one group all see the same memory.
+at::Tensor query_view_kMSd(const at::Tensor& q_THd, Segment segment, std::int64_t num_kv_heads) {
+  const std::int64_t H = q_THd.size(1), d = q_THd.size(2);
+  return q_THd.narrow(0, segment.begin, segment.size)
+      .view({segment.size, num_kv_heads, H / num_kv_heads, d})
+      .permute({1, 2, 0, 3});
+}
+at::Tensor key_view_k1Sd(const at::Tensor& k_THkd, Segment segment) {
+  return k_THkd.narrow(0, segment.begin, segment.size).unsqueeze(2).permute({1, 2, 0, 3});
+}
+at::Tensor expand_heads(const at::Tensor& key_k1Sd, std::int64_t heads_per_group) {
+  return key_k1Sd.expand({-1, heads_per_group, -1, -1});
+}
+
+struct AttentionResult {
+  at::Tensor out_THd;
+  std::vector<at::Tensor> logsumexp;  // one per segment
+};
+
+AttentionResult attention_forward(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
+                                  const std::vector<std::int64_t>& offsets) {
+  const std::int64_t num_kv_heads = k_THkd.size(1), group = q_THd.size(1) / num_kv_heads;
+  const auto num_segments = static_cast<std::int64_t>(offsets.size()) - 1;
+  AttentionResult result = {at::empty(q_THd.sizes(), q_THd.options()), std::vector<at::Tensor>(offsets.size() - 1)};
+  at::parallel_for(0, num_segments, 1, [&](std::int64_t first, std::int64_t last) {
+    const at::AutoDispatchBelowADInplaceOrView no_autograd;
+    for (std::int64_t index = first; index < last; ++index) {
+      const Segment segment = segment_at(offsets, index);
+      if (segment.size == 0) continue;
+      auto [out, logsumexp] = at::_scaled_dot_product_flash_attention_for_cpu(
+          query_view_kMSd(q_THd, segment, num_kv_heads), expand_heads(key_view_k1Sd(k_THkd, segment), group),
+          expand_heads(key_view_k1Sd(v_THkd, segment), group), /*dropout_p=*/0.0, /*is_causal=*/true);
+      query_view_kMSd(result.out_THd, segment, num_kv_heads).copy_(out);
+      result.logsumexp[static_cast<std::size_t>(index)] = logsumexp;
+    }
+  });
+  return result;
+}
+
+struct AttentionGradients {
+  at::Tensor q_THd, k_THkd, v_THkd;
+};
+
+// saved: q, k, v, out, then the logsumexp of each segment.
+AttentionGradients attention_backward(const variable_list& saved, const at::Tensor& grad_out_THd,
+                                      const std::vector<std::int64_t>& offsets) {
+  const at::Tensor &q_THd = saved[0], &k_THkd = saved[1], &v_THkd = saved[2], &out_THd = saved[3];
+  const std::int64_t num_kv_heads = k_THkd.size(1), group = q_THd.size(1) / num_kv_heads;
+  const auto num_segments = static_cast<std::int64_t>(offsets.size()) - 1;
+  const AttentionGradients gradients = {at::empty(q_THd.sizes(), q_THd.options()), at::empty(k_THkd.sizes(), k_THkd.options()),
+                                        at::empty(v_THkd.sizes(), v_THkd.options())};
+  at::parallel_for(0, num_segments, 1, [&](std::int64_t first, std::int64_t last) {
+    const at::AutoDispatchBelowADInplaceOrView no_autograd;
+    for (std::int64_t index = first; index < last; ++index) {
+      const Segment segment = segment_at(offsets, index);
+      if (segment.size == 0) continue;
+      const auto [grad_q, grad_k, grad_v] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
+          query_view_kMSd(grad_out_THd, segment, num_kv_heads), query_view_kMSd(q_THd, segment, num_kv_heads),
+          expand_heads(key_view_k1Sd(k_THkd, segment), group), expand_heads(key_view_k1Sd(v_THkd, segment), group),
+          query_view_kMSd(out_THd, segment, num_kv_heads), saved[4 + static_cast<std::size_t>(index)],
+          /*dropout_p=*/0.0, /*is_causal=*/true);
+      query_view_kMSd(gradients.q_THd, segment, num_kv_heads).copy_(grad_q);
+      key_view_k1Sd(gradients.k_THkd, segment).copy_(group == 1 ? grad_k : grad_k.sum(1, /*keepdim=*/true));
+      key_view_k1Sd(gradients.v_THkd, segment).copy_(group == 1 ? grad_v : grad_v.sum(1, /*keepdim=*/true));
+    }
+  });
+  return gradients;
+}
+
+struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
+                            const std::vector<std::int64_t>& offsets) {
+    const AttentionResult result = attention_forward(q_THd, k_THkd, v_THkd, offsets);
+    variable_list saved = {q_THd, k_THkd, v_THkd, result.out_THd};
+    saved.insert(saved.end(), result.logsumexp.begin(), result.logsumexp.end());
+    ctx->save_for_backward(std::move(saved));
+    ctx->saved_data["offsets"] = offsets;
+    return result.out_THd;
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
+    const auto gradients = attention_backward(ctx->get_saved_variables(), grad_outputs[0].contiguous(),
+                                              ctx->saved_data["offsets"].toIntVector());
+    return {gradients.q_THd, gradients.k_THkd, gradients.v_THkd, {}};
+  }
+};
+
+// On a GPU LibTorch chooses the kernel and knows its gradient.
+at::Tensor attention_on_gpu(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
+                            const std::vector<std::int64_t>& offsets) {
+  std::vector<at::Tensor> parts;
+  for (std::int64_t index = 0; index + 1 < static_cast<std::int64_t>(offsets.size()); ++index) {
+    const Segment segment = segment_at(offsets, index);
+    if (segment.size == 0) continue;
+    const auto heads_first = [&](const at::Tensor& x_THd) {
+      return x_THd.narrow(0, segment.begin, segment.size).transpose(0, 1).unsqueeze(0);
+    };
+    const at::Tensor out_1HSd =
+        at::scaled_dot_product_attention(heads_first(q_THd), heads_first(k_THkd), heads_first(v_THkd), {}, 0.0,
+                                         /*is_causal=*/true, std::nullopt, /*enable_gqa=*/q_THd.size(1) != k_THkd.size(1));
+    parts.push_back(out_1HSd.squeeze(0).transpose(0, 1));
+  }
+  return parts.empty() ? at::zeros_like(q_THd) : at::cat(parts);
+}
+
+void check_attention(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
+                     const std::vector<std::int64_t>& offsets) {
+  require(q_THd.dim() == 3 && k_THkd.dim() == 3 && k_THkd.sizes() == v_THkd.sizes() && q_THd.size(0) == k_THkd.size(0) &&
+              q_THd.size(2) == k_THkd.size(2) && k_THkd.size(1) > 0 && q_THd.size(1) % k_THkd.size(1) == 0,
+          "segment_attention: found q ", shape_text(q_THd.sizes()), ", k ", shape_text(k_THkd.sizes()), ", v ",
+          shape_text(v_THkd.sizes()));
+  require(!offsets.empty() && offsets.front() == 0 && offsets.back() == q_THd.size(0) &&
+              std::is_sorted(offsets.begin(), offsets.end()),
+          "segment_attention: offsets must rise from 0 to the ", q_THd.size(0), " tokens");
+}
+
+at::Tensor with_unit_stride(const at::Tensor& x_THd) { return x_THd.stride(2) == 1 ? x_THd : x_THd.contiguous(); }
+
+}  // namespace
+}  // namespace ops
+
+at::Tensor segment_attention(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
+                             const std::vector<std::int64_t>& segment_offsets) {
+  ops::check_attention(q_THd, k_THkd, v_THkd, segment_offsets);
+  if (q_THd.scalar_type() == at::kDouble) return segment_attention_reference(q_THd, k_THkd, v_THkd, segment_offsets);
+  if (q_THd.is_cuda()) return ops::attention_on_gpu(q_THd, k_THkd, v_THkd, segment_offsets);
+  const at::Tensor q = ops::with_unit_stride(q_THd), k = ops::with_unit_stride(k_THkd), v = ops::with_unit_stride(v_THkd);
+  if (!ops::needs_gradient({q, k, v})) return ops::attention_forward(q, k, v, segment_offsets).out_THd;
+  return ops::AttentionFunction::apply(q, k, v, segment_offsets);
+}
+
+at::Tensor segment_attention_reference(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
+                                       const std::vector<std::int64_t>& segment_offsets) {
+  ops::check_attention(q_THd, k_THkd, v_THkd, segment_offsets);
+  const std::int64_t num_tokens = q_THd.size(0), group = q_THd.size(1) / k_THkd.size(1);
+  at::Tensor segment_of_T = at::zeros({num_tokens}, at::kLong);
+  for (std::size_t i = 1; i + 1 < segment_offsets.size(); ++i) {
+    segment_of_T.narrow(0, segment_offsets[i], num_tokens - segment_offsets[i]).add_(1);
+  }
+  segment_of_T = segment_of_T.to(q_THd.device());
+  // visible[t, s]: token t may look at token s.
+  const at::Tensor visible_TT = (segment_of_T.unsqueeze(1) == segment_of_T.unsqueeze(0)).tril();
+  const auto dtype = ops::accumulate_dtype(q_THd.scalar_type());
+  const at::Tensor q_HTd = q_THd.to(dtype).transpose(0, 1);
+  const at::Tensor k_HTd = k_THkd.to(dtype).repeat_interleave(group, 1).transpose(0, 1);
+  const at::Tensor v_HTd = v_THkd.to(dtype).repeat_interleave(group, 1).transpose(0, 1);
+  const double scale = 1 / std::sqrt(static_cast<double>(q_THd.size(2)));
+  const at::Tensor scores_HTT = (at::matmul(q_HTd, k_HTd.transpose(1, 2)) * scale)
+                                    .masked_fill(visible_TT.logical_not(), -std::numeric_limits<double>::infinity());
+  return at::matmul(at::softmax(scores_HTT, -1), v_HTd).transpose(0, 1).to(q_THd.scalar_type()).contiguous();
+}
+
+}  // namespace dagmoe

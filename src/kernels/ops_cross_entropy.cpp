@@ -1,0 +1,149 @@
+#include <ATen/ATen.h>
+
+#include "kernels/cuda_kernels.h"
+#include "kernels/dispatch.h"
+#include "kernels/ops.h"
+#include "kernels/ops_support.h"
+
+// The language-model head and its loss, together, so that the logits of all tokens never exist at once. N: supervised tokens.
+
+namespace dagmoe {
+namespace ops {
+namespace {
+
+constexpr std::int64_t kIgnoredLabel = -100;
+// Rows of logits that exist at a time: enough for an efficient product, 50 MB of bfloat16 at V = 49152.
+constexpr std::int64_t kRowsPerChunk = 512;
+
+// logits <- gradient of scale * loss (unless keep_logits); the loss of each row.
+at::Tensor cross_entropy_rows(const at::Tensor& logits_NV, const at::Tensor& target_N, double scale, bool keep_logits) {
+  const std::int64_t N = logits_NV.size(0), V = logits_NV.size(1);
+  const at::Tensor loss_N = at::empty({N}, logits_NV.options().dtype(at::kDouble));
+  with_element(logits_NV.scalar_type(), [&](auto element) {
+    using T = typename decltype(element)::type;
+    const CrossEntropy<T> all = {.N = N,
+                                 .V = V,
+                                 .logits_NV = output<T>(logits_NV),
+                                 .target_N = input<std::int64_t>(target_N),
+                                 .scale = scale,
+                                 .keep_logits = keep_logits,
+                                 .loss_N = output<double>(loss_N)};
+    if (launched_on_cuda(logits_NV, [&](auto stream) { cuda::cross_entropy(all, stream); })) return;
+    parallel_rows(N, V, [&](std::int64_t begin, std::int64_t end) {
+      CrossEntropy<T> part = all;
+      part.N = end - begin;
+      part.logits_NV += begin * V;
+      part.target_N += begin;
+      part.loss_N += begin;
+      kernels<T>().cross_entropy(part);
+    });
+  });
+  return loss_N;
+}
+
+// Adds up chunks of a gradient: in float for bfloat16, and without any copy when there is only one chunk.
+class GradientSum {
+ public:
+  void add(const at::Tensor& part) {
+    if (!sum_.defined()) {
+      sum_ = part;
+      dtype_ = part.scalar_type();
+      return;
+    }
+    if (sum_.scalar_type() != accumulate_dtype(dtype_)) sum_ = sum_.to(accumulate_dtype(dtype_));
+    sum_.add_(part);
+  }
+  at::Tensor result() const { return sum_.to(dtype_); }
+
+ private:
+  at::Tensor sum_;
+  at::ScalarType dtype_ = at::kFloat;
+};
+
+struct LossResult {
+  at::Tensor loss;                   // scalar
+  at::Tensor grad_hidden_TD, grad_weight_VD;  // undefined when not wanted
+};
+
+LossResult masked_loss(const at::Tensor& hidden_TD, const at::Tensor& weight_VD, const at::Tensor& labels_T, double scale,
+                       bool wants_hidden, bool wants_weight) {
+  const at::Tensor index_N = at::nonzero(labels_T != kIgnoredLabel).squeeze(1);
+  const std::int64_t N = index_N.size(0), num_tokens = hidden_TD.size(0), V = weight_VD.size(0);
+  const bool wants_gradient = wants_hidden || wants_weight;
+  LossResult result;
+  if (wants_hidden) result.grad_hidden_TD = at::zeros_like(hidden_TD);
+  if (N == 0) {
+    if (wants_weight) result.grad_weight_VD = at::zeros_like(weight_VD);
+    result.loss = at::zeros({}, hidden_TD.options().dtype(accumulate_dtype(hidden_TD.scalar_type())));
+    return result;
+  }
+  const at::Tensor hidden_ND = N == num_tokens ? hidden_TD : hidden_TD.index_select(0, index_N);
+  const at::Tensor target_N = N == num_tokens ? labels_T : labels_T.index_select(0, index_N);
+  const auto [least, most] = at::aminmax(target_N);
+  require(least.item<std::int64_t>() >= 0 && most.item<std::int64_t>() < V, "masked_cross_entropy: found labels ",
+          least.item<std::int64_t>(), " to ", most.item<std::int64_t>(), ", expected 0 to ", V - 1, " or ", kIgnoredLabel);
+
+  const at::Tensor loss_N = at::empty({N}, hidden_TD.options().dtype(at::kDouble));
+  const at::Tensor buffer_CV = at::empty({std::min(N, kRowsPerChunk), V}, hidden_TD.options());
+  GradientSum grad_weight;
+  for (std::int64_t first = 0; first < N; first += kRowsPerChunk) {
+    const std::int64_t count = std::min(kRowsPerChunk, N - first);
+    const at::Tensor hidden_CD = hidden_ND.narrow(0, first, count);
+    at::Tensor logits_CV = buffer_CV.narrow(0, 0, count);
+    at::mm_out(logits_CV, hidden_CD, weight_VD.t());
+    loss_N.narrow(0, first, count)
+        .copy_(cross_entropy_rows(logits_CV, target_N.narrow(0, first, count), scale, /*keep_logits=*/!wants_gradient));
+    // From here on the buffer holds the gradient of the logits.
+    if (wants_hidden) {
+      const at::Tensor grad_CD = at::mm(logits_CV, weight_VD);
+      if (N == num_tokens) {
+        result.grad_hidden_TD.narrow(0, first, count).copy_(grad_CD);
+      } else {
+        result.grad_hidden_TD.index_copy_(0, index_N.narrow(0, first, count), grad_CD);
+      }
+    }
+    if (wants_weight) grad_weight.add(at::mm(logits_CV.t(), hidden_CD));
+  }
+  if (wants_weight) result.grad_weight_VD = grad_weight.result();
+  result.loss = (loss_N.sum() * scale).to(accumulate_dtype(hidden_TD.scalar_type()));
+  return result;
+}
+
+struct MaskedCrossEntropyFunction : torch::autograd::Function<MaskedCrossEntropyFunction> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& hidden_TD, const at::Tensor& weight_VD,
+                            const at::Tensor& labels_T, double scale) {
+    const LossResult result =
+        masked_loss(hidden_TD, weight_VD, labels_T, scale, hidden_TD.requires_grad(), weight_VD.requires_grad());
+    ctx->save_for_backward({result.grad_hidden_TD, result.grad_weight_VD});
+    return result.loss;
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
+    auto gradients = ctx->get_saved_variables();
+    const double factor = grad_outputs[0].item<double>();
+    for (at::Tensor& gradient : gradients) {
+      if (gradient.defined() && factor != 1) gradient = gradient * factor;
+    }
+    return {gradients[0], gradients[1], {}, {}};
+  }
+};
+
+}  // namespace
+}  // namespace ops
+
+at::Tensor masked_cross_entropy(const at::Tensor& hidden_TD, const at::Tensor& weight_VD, const at::Tensor& labels_T,
+                                double scale) {
+  ops::require(hidden_TD.dim() == 2 && weight_VD.dim() == 2 && hidden_TD.size(1) == weight_VD.size(1) &&
+                   hidden_TD.scalar_type() == weight_VD.scalar_type(),
+               "masked_cross_entropy: found hidden ", shape_text(hidden_TD.sizes()), " of ",
+               at::toString(hidden_TD.scalar_type()), " and weight ", shape_text(weight_VD.sizes()), " of ",
+               at::toString(weight_VD.scalar_type()));
+  ops::require(labels_T.dim() == 1 && labels_T.size(0) == hidden_TD.size(0) && labels_T.scalar_type() == at::kLong,
+               "masked_cross_entropy: found labels ", shape_text(labels_T.sizes()), ", expected int64 [", hidden_TD.size(0), "]");
+  const at::Tensor hidden = hidden_TD.contiguous(), labels = labels_T.contiguous();
+  if (!ops::needs_gradient({hidden, weight_VD})) {
+    return ops::masked_loss(hidden, weight_VD, labels, scale, /*wants_hidden=*/false, /*wants_weight=*/false).loss;
+  }
+  return ops::MaskedCrossEntropyFunction::apply(hidden, weight_VD, labels, scale);
+}
+
+}  // namespace dagmoe

@@ -1,0 +1,218 @@
+#include <ATen/ATen.h>
+
+#include <cstring>
+#include <numeric>
+
+#include "kernels/element_convert.h"
+#include "kernels/ops.h"
+#include "kernels/ops_support.h"
+
+// Rows travel from token order to expert order and back, and through one matrix per expert in between.
+
+namespace dagmoe {
+namespace ops {
+namespace {
+
+// source_RD -> result_TD: the sum of the K rows that `row_of_slot` names for each token, in slot order.
+at::Tensor sum_rows_of_token(const at::Tensor& source_RD, const at::Tensor& row_of_slot_TK) {
+  const std::int64_t num_tokens = row_of_slot_TK.size(0), K = row_of_slot_TK.size(1), D = source_RD.size(1);
+  if (source_RD.is_cuda()) return source_RD.index_select(0, row_of_slot_TK.flatten()).view({num_tokens, K, D}).sum(1);
+  const at::Tensor result_TD = at::empty({num_tokens, D}, source_RD.options());
+  const std::int64_t* rows_TK = row_of_slot_TK.const_data_ptr<std::int64_t>();
+  with_element(source_RD.scalar_type(), [&](auto element) {
+    using T = typename decltype(element)::type;
+    using Real = Accumulate<T>;
+    const T* source = input<T>(source_RD);
+    T* result = output<T>(result_TD);
+    parallel_rows(num_tokens, K * D, [&](std::int64_t begin, std::int64_t end) {
+      constexpr std::int64_t kWidth = 64;
+      for (std::int64_t t = begin; t < end; ++t) {
+        for (std::int64_t first = 0; first < D; first += kWidth) {
+          const std::int64_t width = std::min(kWidth, D - first);
+          Real sum[kWidth] = {};
+          for (std::int64_t k = 0; k < K; ++k) {
+            const T* row = source + rows_TK[t * K + k] * D + first;
+            for (std::int64_t i = 0; i < width; ++i) sum[i] += to_accumulate(row[i]);
+          }
+          for (std::int64_t i = 0; i < width; ++i) result[t * D + first + i] = to_element<T>(sum[i]);
+        }
+      }
+    });
+  });
+  return result_TD;
+}
+
+// result[target[n]] = source[n]; the targets are a permutation.
+at::Tensor permute_rows(const at::Tensor& source_RD, const at::Tensor& target_R) {
+  const at::Tensor result_RD = at::empty(source_RD.sizes(), source_RD.options());
+  if (source_RD.is_cuda()) return result_RD.index_copy_(0, target_R, source_RD);
+  const std::int64_t* targets = target_R.const_data_ptr<std::int64_t>();
+  const auto row_bytes = static_cast<std::size_t>(source_RD.size(1) * source_RD.element_size());
+  const char* source = static_cast<const char*>(source_RD.const_data_ptr());
+  char* result = static_cast<char*>(result_RD.mutable_data_ptr());
+  parallel_rows(source_RD.size(0), source_RD.size(1), [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t n = begin; n < end; ++n) {
+      std::memcpy(result + static_cast<std::size_t>(targets[n]) * row_bytes, source + static_cast<std::size_t>(n) * row_bytes,
+                  row_bytes);
+    }
+  });
+  return result_RD;
+}
+
+at::Tensor select_rows(const at::Tensor& source_XD, const at::Tensor& index_R) { return source_XD.index_select(0, index_R); }
+
+struct GatherFunction : torch::autograd::Function<GatherFunction> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x_TD, const at::Tensor& token_of_row_R,
+                            const at::Tensor& row_of_slot_TK) {
+    ctx->save_for_backward({row_of_slot_TK});
+    return select_rows(x_TD, token_of_row_R);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
+    return {sum_rows_of_token(grad_outputs[0].contiguous(), ctx->get_saved_variables()[0]), {}, {}};
+  }
+};
+
+struct UngatherFunction : torch::autograd::Function<UngatherFunction> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& y_RD, const at::Tensor& row_of_slot_TK) {
+    ctx->save_for_backward({row_of_slot_TK});
+    return select_rows(y_RD, row_of_slot_TK.flatten()).view({row_of_slot_TK.size(0), row_of_slot_TK.size(1), y_RD.size(1)});
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
+    const at::Tensor row_of_slot_TK = ctx->get_saved_variables()[0];
+    const at::Tensor grad_RD = grad_outputs[0].contiguous().view({row_of_slot_TK.numel(), grad_outputs[0].size(2)});
+    return {permute_rows(grad_RD, row_of_slot_TK.flatten()), {}};
+  }
+};
+
+// ---- one matrix per expert
+
+// result = left right, written into a slice of a larger tensor.
+void multiply_into(at::Tensor result, const at::Tensor& left, const at::Tensor& right) { at::mm_out(result, left, right); }
+
+// f(expert, first row, number of rows) for every expert that has rows.
+template <class F>
+void for_each_expert(const std::vector<std::int64_t>& counts_E, F f) {
+  std::int64_t first = 0;
+  for (std::size_t expert = 0; expert < counts_E.size(); ++expert) {
+    if (counts_E[expert] > 0) f(expert, first, counts_E[expert]);
+    first += counts_E[expert];
+  }
+}
+
+at::Tensor grouped_forward(const at::Tensor& x_RI, at::TensorList weights_OI, const std::vector<std::int64_t>& counts_E) {
+  const at::Tensor y_RO = at::empty({x_RI.size(0), weights_OI[0].size(0)}, x_RI.options());
+  for_each_expert(counts_E, [&](std::size_t expert, std::int64_t first, std::int64_t count) {
+    multiply_into(y_RO.narrow(0, first, count), x_RI.narrow(0, first, count), weights_OI[expert].t());
+  });
+  return y_RO;
+}
+
+at::Tensor grouped_grad_x(const at::Tensor& grad_y_RO, at::TensorList weights_OI, const std::vector<std::int64_t>& counts_E) {
+  const at::Tensor grad_x_RI = at::empty({grad_y_RO.size(0), weights_OI[0].size(1)}, grad_y_RO.options());
+  for_each_expert(counts_E, [&](std::size_t expert, std::int64_t first, std::int64_t count) {
+    multiply_into(grad_x_RI.narrow(0, first, count), grad_y_RO.narrow(0, first, count), weights_OI[expert]);
+  });
+  return grad_x_RI;
+}
+
+struct GroupedLinearFunction : torch::autograd::Function<GroupedLinearFunction> {
+  // saved: x (undefined unless a weight wants a gradient), then the weights (undefined unless x wants one).
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x_RI, at::TensorList weights_OI,
+                            const std::vector<std::int64_t>& counts_E) {
+    variable_list saved(1 + weights_OI.size());
+    const bool any_weight_trains =
+        std::any_of(weights_OI.begin(), weights_OI.end(), [](const at::Tensor& weight) { return weight.requires_grad(); });
+    if (any_weight_trains) saved[0] = x_RI;
+    if (x_RI.requires_grad()) std::copy(weights_OI.begin(), weights_OI.end(), saved.begin() + 1);
+    ctx->save_for_backward(std::move(saved));
+    ctx->saved_data["counts"] = counts_E;
+    ctx->saved_data["num_inputs"] = x_RI.size(1);
+    return grouped_forward(x_RI, weights_OI, counts_E);
+  }
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
+    const auto saved = ctx->get_saved_variables();
+    const auto counts_E = ctx->saved_data["counts"].toIntVector();
+    const std::int64_t num_inputs = ctx->saved_data["num_inputs"].toInt();
+    const at::Tensor grad_y_RO = grad_outputs[0].contiguous();
+    variable_list gradients(1 + counts_E.size() + 1);
+    if (ctx->needs_input_grad(0)) gradients[0] = grouped_grad_x(grad_y_RO, at::TensorList(saved).slice(1), counts_E);
+    for (std::size_t expert = 0; expert < counts_E.size(); ++expert) {
+      if (counts_E[expert] == 0 && ctx->needs_input_grad(1 + expert)) {
+        gradients[1 + expert] = at::zeros({grad_y_RO.size(1), num_inputs}, grad_y_RO.options());
+      }
+    }
+    for_each_expert(counts_E, [&](std::size_t expert, std::int64_t first, std::int64_t count) {
+      if (!ctx->needs_input_grad(1 + expert)) return;
+      gradients[1 + expert] = at::mm(grad_y_RO.narrow(0, first, count).t(), saved[0].narrow(0, first, count));
+    });
+    return gradients;
+  }
+};
+
+}  // namespace
+}  // namespace ops
+
+RoutedRows route_rows(const at::Tensor& expert_ids_TK, std::int64_t num_experts) {
+  ops::require(expert_ids_TK.dim() == 2 && expert_ids_TK.scalar_type() == at::kLong, "route_rows: found ids ",
+               shape_text(expert_ids_TK.sizes()), " of ", at::toString(expert_ids_TK.scalar_type()),
+               ", expected int64 [tokens, chosen experts]");
+  const at::Tensor ids_TK = expert_ids_TK.to(at::kCPU).contiguous();
+  const std::int64_t num_rows = ids_TK.numel(), K = ids_TK.size(1);
+  const std::int64_t* ids = ids_TK.const_data_ptr<std::int64_t>();
+  RoutedRows rows;
+  rows.counts_E.assign(static_cast<std::size_t>(num_experts), 0);
+  for (std::int64_t slot = 0; slot < num_rows; ++slot) {
+    ops::require(ids[slot] >= 0 && ids[slot] < num_experts, "route_rows: found expert ", ids[slot], " of ", num_experts);
+    ++rows.counts_E[static_cast<std::size_t>(ids[slot])];
+  }
+  // A counting sort: next_row[e] is where the next slot that chose expert e goes.
+  std::vector<std::int64_t> next_row(rows.counts_E.size());
+  std::exclusive_scan(rows.counts_E.begin(), rows.counts_E.end(), next_row.begin(), std::int64_t{0});
+  const at::Tensor token_of_row_R = at::empty({num_rows}, at::kLong), row_of_slot_TK = at::empty(ids_TK.sizes(), at::kLong);
+  auto* token_of_row = token_of_row_R.mutable_data_ptr<std::int64_t>();
+  auto* row_of_slot = row_of_slot_TK.mutable_data_ptr<std::int64_t>();
+  for (std::int64_t slot = 0; slot < num_rows; ++slot) {
+    const std::int64_t row = next_row[static_cast<std::size_t>(ids[slot])]++;
+    token_of_row[row] = slot / K;
+    row_of_slot[slot] = row;
+  }
+  rows.token_of_row_R = token_of_row_R.to(expert_ids_TK.device());
+  rows.row_of_slot_TK = row_of_slot_TK.to(expert_ids_TK.device());
+  return rows;
+}
+
+at::Tensor gather_routed(const at::Tensor& x_TD, const RoutedRows& rows) {
+  ops::require(x_TD.dim() == 2 && x_TD.size(0) == rows.row_of_slot_TK.size(0), "gather_routed: found x ",
+               shape_text(x_TD.sizes()), ", expected ", rows.row_of_slot_TK.size(0), " tokens");
+  if (!ops::needs_gradient({x_TD})) return ops::select_rows(x_TD, rows.token_of_row_R);
+  return ops::GatherFunction::apply(x_TD, rows.token_of_row_R, rows.row_of_slot_TK);
+}
+
+at::Tensor ungather_routed(const at::Tensor& y_RD, const RoutedRows& rows) {
+  ops::require(y_RD.dim() == 2 && y_RD.size(0) == rows.row_of_slot_TK.numel(), "ungather_routed: found y ",
+               shape_text(y_RD.sizes()), ", expected ", rows.row_of_slot_TK.numel(), " rows");
+  if (!ops::needs_gradient({y_RD})) {
+    const at::IntArrayRef shape = rows.row_of_slot_TK.sizes();
+    return ops::select_rows(y_RD, rows.row_of_slot_TK.flatten()).view({shape[0], shape[1], y_RD.size(1)});
+  }
+  return ops::UngatherFunction::apply(y_RD, rows.row_of_slot_TK);
+}
+
+at::Tensor grouped_linear(const at::Tensor& x_RI, const std::vector<at::Tensor>& weights_OI,
+                          const std::vector<std::int64_t>& counts_E) {
+  ops::require(x_RI.dim() == 2 && !weights_OI.empty() && weights_OI.size() == counts_E.size(), "grouped_linear: found x ",
+               shape_text(x_RI.sizes()), ", ", weights_OI.size(), " weights and ", counts_E.size(), " counts");
+  ops::require(std::accumulate(counts_E.begin(), counts_E.end(), std::int64_t{0}) == x_RI.size(0),
+               "grouped_linear: the counts must add up to the ", x_RI.size(0), " rows");
+  for (const at::Tensor& weight_OI : weights_OI) {
+    ops::require(weight_OI.dim() == 2 && weight_OI.sizes() == weights_OI[0].sizes() && weight_OI.size(1) == x_RI.size(1) &&
+                     weight_OI.scalar_type() == x_RI.scalar_type(),
+                 "grouped_linear: found weight ", shape_text(weight_OI.sizes()), " of ", at::toString(weight_OI.scalar_type()),
+                 " with x ", shape_text(x_RI.sizes()), " of ", at::toString(x_RI.scalar_type()));
+  }
+  const at::Tensor x = x_RI.contiguous();
+  if (!ops::needs_gradient({x}) && !ops::needs_gradient(weights_OI)) return ops::grouped_forward(x, weights_OI, counts_E);
+  return ops::GroupedLinearFunction::apply(x, at::TensorList(weights_OI), counts_E);
+}
+
+}  // namespace dagmoe

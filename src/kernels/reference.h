@@ -1,0 +1,30 @@
+#pragma once
+
+#include "kernels/cross_entropy.h"
+#include "kernels/dag_pairs.h"
+#include "kernels/rms_norm.h"
+#include "kernels/rope.h"
+#include "kernels/swiglu.h"
+
+/// The slow, readable twin of every kernel, for float, Bf16 and double. Sums over long rows are double whatever T is, so that
+/// the judge is more exact than what it judges.
+namespace dagmoe::reference {
+
+template <class T>
+void rms_norm_forward(const RmsNormForward<T>& args);
+template <class T>
+void rms_norm_backward(const RmsNormBackward<T>& args);
+template <class T>
+void rope(const Rope<T>& args);
+template <class T>
+void swiglu_forward(const SwiGluForward<T>& args);
+template <class T>
+void swiglu_backward(const SwiGluBackward<T>& args);
+template <class T>
+void dag_pairs_forward(const DagPairsForward<T>& args);
+template <class T>
+void dag_pairs_backward(const DagPairsBackward<T>& args);
+template <class T>
+void cross_entropy(const CrossEntropy<T>& args);
+
+}  // namespace dagmoe::reference

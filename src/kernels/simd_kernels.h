@@ -1,0 +1,250 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/reference.h"
+#include "kernels/simd_tables.h"
+
+// Every kernel once, over the type Vec of the file that includes this: kernels_avx2.cpp or kernels_avx512.cpp, right after its
+// vec_*.h. All of it has internal linkage and no standard header with code is included: the linker keeps one copy of an inline
+// function, and if that were the one compiled here, unrelated code would die on an older processor. A test reads the symbols.
+
+namespace dagmoe {
+namespace {
+
+/// Stands where a Mask stands when all lanes are touched.
+struct AllLanes {};
+template <class T>
+Vec load(const T* from, AllLanes) {
+  return load(from);
+}
+template <class T>
+void store(T* to, Vec a, AllLanes) {
+  store(to, a);
+}
+Vec keep(Vec a, AllLanes, Vec) { return a; }
+
+/// Calls body(first, lanes) for blocks of Vec::kLanes elements and a masked rest.
+template <class Body>
+void for_each_block(std::int64_t size, Body body) {
+  std::int64_t i = 0;
+  for (; i + Vec::kLanes <= size; i += Vec::kLanes) body(i, AllLanes{});
+  if (i < size) body(i, first_lanes(size - i));
+}
+
+/// The sum of term(first, lanes) over all blocks; term is 0 in lanes outside the mask. Four sums hide the latency of addition.
+template <class Term>
+float sum_blocks(std::int64_t size, Term term) {
+  Vec sums[4] = {set(0), set(0), set(0), set(0)};
+  std::int64_t i = 0;
+  for (; i + 4 * Vec::kLanes <= size; i += 4 * Vec::kLanes) {
+    for (std::int64_t j = 0; j < 4; ++j) sums[j] = sums[j] + term(i + j * Vec::kLanes, AllLanes{});
+  }
+  for (; i + Vec::kLanes <= size; i += Vec::kLanes) sums[0] = sums[0] + term(i, AllLanes{});
+  if (i < size) sums[1] = sums[1] + term(i, first_lanes(size - i));
+  return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+/// e^x within about one unit in the last place: x = n ln 2 + r, |r| <= ln 2 / 2, with the polynomial of Cephes' expf for e^r.
+Vec exp(Vec x) {
+  // Beyond these the result is 0 or infinity. NaN is the second operand, so it passes.
+  const Vec bounded = min(set(89.0F), max(set(-104.0F), x));
+  const Vec n = round_to_integer(bounded * set(1.44269504F));
+  // ln 2 in two parts; the first has so few bits that its product with n is exact.
+  const Vec r = multiply_add(n, set(2.12194440e-4F), multiply_add(n, set(-0.693359375F), bounded));
+  Vec p = set(1.9875691500e-4F);
+  p = multiply_add(p, r, set(1.3981999507e-3F));
+  p = multiply_add(p, r, set(8.3334519073e-3F));
+  p = multiply_add(p, r, set(4.1665795894e-2F));
+  p = multiply_add(p, r, set(1.6666665459e-1F));
+  p = multiply_add(p, r, set(5.0000001201e-1F));
+  return scale_by_power_of_two(multiply_add(p, r * r, r + set(1)), n);
+}
+
+Vec sigmoid(Vec x) { return set(1) / (set(1) + exp(set(0) - x)); }
+
+/// The derivative of SiLU at x, given q = sigmoid(x).
+Vec silu_slope(Vec x, Vec q) { return q * multiply_add(x, set(1) - q, set(1)); }
+
+template <class T>
+void rms_norm_forward(const RmsNormForward<T>& args) {
+  for (std::int64_t n = 0; n < args.N; ++n) {
+    const T* x_D = args.x_ND + n * args.D;
+    T* y_D = args.y_ND + n * args.D;
+    const float sum_of_squares = sum_blocks(args.D, [x_D](std::int64_t i, auto lanes) {
+      const Vec x = load(x_D + i, lanes);
+      return x * x;
+    });
+    const double mean_square = static_cast<double>(sum_of_squares) / static_cast<double>(args.D);
+    const __m128d root = _mm_sqrt_sd(_mm_setzero_pd(), _mm_set_sd(mean_square + args.eps));
+    const float rstd = static_cast<float>(1 / _mm_cvtsd_f64(root));
+    args.rstd_N[n] = rstd;
+    for_each_block(args.D, [&](std::int64_t i, auto lanes) {
+      store(y_D + i, load(x_D + i, lanes) * set(rstd) * load(args.weight_D + i, lanes), lanes);
+    });
+  }
+}
+
+template <class T>
+void rms_norm_backward(const RmsNormBackward<T>& args) {
+  for (std::int64_t n = 0; n < args.N; ++n) {
+    const T* x_D = args.x_ND + n * args.D;
+    const T* dy_D = args.grad_y_ND + n * args.D;
+    const Vec rstd = set(args.rstd_N[n]);
+    if (args.grad_x_ND != nullptr) {
+      T* dx_D = args.grad_x_ND + n * args.D;
+      const float dot = sum_blocks(args.D, [&](std::int64_t i, auto lanes) {
+        return load(args.weight_D + i, lanes) * load(dy_D + i, lanes) * (load(x_D + i, lanes) * rstd);
+      });
+      const Vec mean = set(dot / static_cast<float>(args.D));
+      for_each_block(args.D, [&](std::int64_t i, auto lanes) {
+        const Vec normed = load(x_D + i, lanes) * rstd;
+        store(dx_D + i, rstd * (load(args.weight_D + i, lanes) * load(dy_D + i, lanes) - normed * mean), lanes);
+      });
+    }
+    if (args.grad_weight_D != nullptr) {
+      for_each_block(args.D, [&](std::int64_t i, auto lanes) {
+        const Vec normed = load(x_D + i, lanes) * rstd;
+        float* sum_D = args.grad_weight_D + i;
+        store(sum_D, multiply_add(load(dy_D + i, lanes), normed, load(sum_D, lanes)), lanes);
+      });
+    }
+  }
+}
+
+template <class T>
+void rope(const Rope<T>& args) {
+  const std::int64_t half = args.d / 2;
+  const Vec sign = set(static_cast<float>(args.sign));
+  for (std::int64_t n = 0; n < args.N; ++n) {
+    const float* cos_d2 = args.cos_Nd2 + n * half;
+    const float* sin_d2 = args.sin_Nd2 + n * half;
+    for (std::int64_t head = 0; head < args.H; ++head) {
+      const T* x_d = args.x_NHd + n * args.x_stride + head * args.d;
+      T* y_d = args.y_NHd + n * args.y_stride + head * args.d;
+      for_each_block(half, [&](std::int64_t i, auto lanes) {
+        const Vec first = load(x_d + i, lanes), second = load(x_d + half + i, lanes);
+        const Vec cosine = load(cos_d2 + i, lanes), sine = sign * load(sin_d2 + i, lanes);
+        store(y_d + i, first * cosine - second * sine, lanes);
+        store(y_d + half + i, second * cosine + first * sine, lanes);
+      });
+    }
+  }
+}
+
+template <class T>
+void swiglu_forward(const SwiGluForward<T>& args) {
+  for_each_block(args.N, [&](std::int64_t i, auto lanes) {
+    const Vec gate = load(args.gate_N + i, lanes);
+    store(args.y_N + i, gate * sigmoid(gate) * load(args.up_N + i, lanes), lanes);
+  });
+}
+
+template <class T>
+void swiglu_backward(const SwiGluBackward<T>& args) {
+  for_each_block(args.N, [&](std::int64_t i, auto lanes) {
+    const Vec gate = load(args.gate_N + i, lanes), up = load(args.up_N + i, lanes), dy = load(args.grad_y_N + i, lanes);
+    const Vec q = sigmoid(gate);
+    store(args.grad_up_N + i, dy * (gate * q), lanes);
+    store(args.grad_gate_N + i, dy * up * silu_slope(gate, q), lanes);
+  });
+}
+
+/// One slice of G of one token: the K nodes stay in the first-level cache while all pairs are formed.
+template <class T>
+void dag_pairs_forward(const DagPairsForward<T>& args) {
+  const std::int64_t K = args.K, G = args.G;
+  for (std::int64_t n = 0; n < args.N; ++n) {
+    const T* abce_K4G = args.abce_NK4G + n * K * 4 * G;
+    T* s_KG = args.s_NKG + n * K * G;
+    for_each_block(G, [&](std::int64_t g, auto lanes) {
+      for (std::int64_t i = 0; i < K; ++i) {
+        const T* target = abce_K4G + i * 4 * G + g;
+        const Vec a = load(target, lanes), c = load(target + 2 * G, lanes);
+        Vec total = set(0);
+        for (std::int64_t j = 0; j < K; ++j) {
+          const T* source = abce_K4G + j * 4 * G + g;
+          const Vec t = a + load(source + G, lanes);
+          total = multiply_add(t * sigmoid(t), c + load(source + 3 * G, lanes), total);
+        }
+        store(s_KG + i * G + g, total, lanes);
+      }
+    });
+  }
+}
+
+/// More chosen experts than any model has; the reference takes over beyond.
+constexpr std::int64_t kMaxNodes = 32;
+
+template <class T>
+void dag_pairs_backward(const DagPairsBackward<T>& args) {
+  const std::int64_t K = args.K, G = args.G;
+  if (K > kMaxNodes) {
+    reference::dag_pairs_backward(args);
+    return;
+  }
+  for (std::int64_t n = 0; n < args.N; ++n) {
+    const T* abce_K4G = args.abce_NK4G + n * K * 4 * G;
+    const T* grad_s_KG = args.grad_s_NKG + n * K * G;
+    T* grad_abce_K4G = args.grad_abce_NK4G + n * K * 4 * G;
+    for_each_block(G, [&](std::int64_t g, auto lanes) {
+      Vec grad_b_K[kMaxNodes], grad_e_K[kMaxNodes];
+      for (std::int64_t j = 0; j < K; ++j) grad_b_K[j] = grad_e_K[j] = set(0);
+      for (std::int64_t i = 0; i < K; ++i) {
+        const T* target = abce_K4G + i * 4 * G + g;
+        const Vec a = load(target, lanes), c = load(target + 2 * G, lanes), grad_s = load(grad_s_KG + i * G + g, lanes);
+        Vec grad_a = set(0), grad_c = set(0);
+        for (std::int64_t j = 0; j < K; ++j) {
+          const T* source = abce_K4G + j * 4 * G + g;
+          const Vec t = a + load(source + G, lanes), v = c + load(source + 3 * G, lanes);
+          const Vec q = sigmoid(t);
+          const Vec grad_t = grad_s * silu_slope(t, q) * v, grad_v = grad_s * (t * q);
+          grad_a = grad_a + grad_t;
+          grad_c = grad_c + grad_v;
+          grad_b_K[j] = grad_b_K[j] + grad_t;
+          grad_e_K[j] = grad_e_K[j] + grad_v;
+        }
+        store(grad_abce_K4G + (i * 4 + 0) * G + g, grad_a, lanes);
+        store(grad_abce_K4G + (i * 4 + 2) * G + g, grad_c, lanes);
+      }
+      for (std::int64_t j = 0; j < K; ++j) {
+        store(grad_abce_K4G + (j * 4 + 1) * G + g, grad_b_K[j], lanes);
+        store(grad_abce_K4G + (j * 4 + 3) * G + g, grad_e_K[j], lanes);
+      }
+    });
+  }
+}
+
+template <class T>
+void cross_entropy(const CrossEntropy<T>& args) {
+  const float lowest = -__builtin_inff();
+  for (std::int64_t n = 0; n < args.N; ++n) {
+    T* logits_V = args.logits_NV + n * args.V;
+    Vec most = set(lowest);
+    for_each_block(args.V, [&](std::int64_t v, auto lanes) {
+      most = max(most, keep(load(logits_V + v, lanes), lanes, set(lowest)));
+    });
+    const float top = largest(most);
+    const float total = sum_blocks(args.V, [&](std::int64_t v, auto lanes) {
+      return keep(exp(load(logits_V + v, lanes) - set(top)), lanes, set(0));
+    });
+    T* target = logits_V + args.target_N[n];
+    const Vec target_logit = load(target, first_lanes(1));
+    args.loss_N[n] = static_cast<double>(top) + __builtin_log(total) - static_cast<double>(sum(target_logit));
+    if (args.keep_logits) continue;
+    const Vec scale = set(static_cast<float>(args.scale)), factor = set(1 / total);
+    for_each_block(args.V, [&](std::int64_t v, auto lanes) {
+      store(logits_V + v, exp(load(logits_V + v, lanes) - set(top)) * factor * scale, lanes);
+    });
+    store(target, (exp(target_logit - set(top)) * factor - set(1)) * scale, first_lanes(1));
+  }
+}
+
+template <class T>
+constexpr KernelTable<T> simd_table() {
+  return {rms_norm_forward<T>, rms_norm_backward<T>, rope<T>,          swiglu_forward<T>, swiglu_backward<T>,
+          dag_pairs_forward<T>, dag_pairs_backward<T>, cross_entropy<T>};
+}
+
+}  // namespace
+}  // namespace dagmoe
