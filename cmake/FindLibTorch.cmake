@@ -16,6 +16,7 @@ set(DAGMOE_LIBTORCH ${DAGMOE_CACHE}/libtorch-2.13.0/torch CACHE PATH "Folder wit
 find_path(LibTorch_INCLUDE_DIR ATen/core/Tensor.h PATHS ${DAGMOE_LIBTORCH}/include NO_DEFAULT_PATH)
 find_library(LibTorch_CPU_LIBRARY torch_cpu PATHS ${DAGMOE_LIBTORCH}/lib NO_DEFAULT_PATH)
 find_library(LibTorch_C10_LIBRARY c10 PATHS ${DAGMOE_LIBTORCH}/lib NO_DEFAULT_PATH)
+find_file(LibTorch_GOMP_LIBRARY libgomp.so.1 PATHS ${DAGMOE_LIBTORCH}/lib NO_DEFAULT_PATH)
 
 set(cuda_places /usr/local/cuda/lib64 /usr/local/cuda/extras/CUPTI/lib64 /usr/local/cuda-13.0/lib64
     ${DAGMOE_LIBTORCH}/../nvidia/cu13/lib)
@@ -24,7 +25,7 @@ find_file(LibTorch_CUPTI libcupti.so.13 PATHS ${cuda_places} NO_DEFAULT_PATH)
 
 include(FindPackageHandleStandardArgs)
 find_package_handle_standard_args(LibTorch
-  REQUIRED_VARS LibTorch_INCLUDE_DIR LibTorch_CPU_LIBRARY LibTorch_C10_LIBRARY LibTorch_CUDART LibTorch_CUPTI
+  REQUIRED_VARS LibTorch_INCLUDE_DIR LibTorch_CPU_LIBRARY LibTorch_C10_LIBRARY LibTorch_GOMP_LIBRARY LibTorch_CUDART LibTorch_CUPTI
   REASON_FAILURE_MESSAGE "run scripts/setup, which downloads it")
 
 if(LibTorch_FOUND AND NOT TARGET LibTorch)
@@ -35,8 +36,9 @@ if(LibTorch_FOUND AND NOT TARGET LibTorch)
   add_library(LibTorch INTERFACE IMPORTED)
   target_include_directories(LibTorch SYSTEM INTERFACE ${LibTorch_INCLUDE_DIR} ${LibTorch_INCLUDE_DIR}/torch/csrc/api/include)
   # at::parallel_for is header code: without -fopenmp in the file that calls it, it silently runs on one thread.
-  find_package(OpenMP REQUIRED COMPONENTS CXX)
-  target_link_libraries(LibTorch INTERFACE ${LibTorch_CPU_LIBRARY} ${LibTorch_C10_LIBRARY} OpenMP::OpenMP_CXX)
+  # The run-time library is the wheel's own, so that there is one pool of threads.
+  target_compile_options(LibTorch INTERFACE $<$<COMPILE_LANGUAGE:CXX>:-fopenmp>)
+  target_link_libraries(LibTorch INTERFACE ${LibTorch_CPU_LIBRARY} ${LibTorch_C10_LIBRARY} ${LibTorch_GOMP_LIBRARY})
   # libtorch_cpu has no path of its own to its two CUDA companions, hence rpath-link now and rpath for later.
   foreach(dir IN LISTS LibTorch_CUDA_RUNTIME_DIRS)
     target_link_options(LibTorch INTERFACE -Wl,-rpath-link,${dir} -Wl,-rpath,${dir})

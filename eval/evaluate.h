@@ -18,12 +18,12 @@ namespace dagmoe {
 
 struct EvalOptions {
   std::filesystem::path data_dir = "datasets";         ///< what a task's relative paths are resolved against
-  std::map<std::string, DatasetFiles> datasets;        ///< --dataset TASK=FILE[,LABELS]
-  std::map<std::string, DatasetFiles> fewshot_pools;   ///< --fewshot TASK=FILE[,LABELS]
+  std::map<std::string, DatasetFiles> datasets = {};   ///< --dataset TASK=FILE[,LABELS]
+  std::map<std::string, DatasetFiles> fewshot_pools = {};  ///< --fewshot TASK=FILE[,LABELS]
   double limit = 0.0;                                  ///< first n documents; below 1 a share of them, rounded up; 0: all
-  std::optional<std::int64_t> num_fewshot;             ///< absent: each task's own
+  std::optional<std::int64_t> num_fewshot = {};        ///< absent: each task's own
   std::uint64_t fewshot_seed = 1234;                   ///< lm-evaluation-harness's default
-  std::string default_system;                          ///< of the model's chat template; for valid_loss with chatml
+  std::string default_system = {};                     ///< of the model's chat template; for valid_loss with chatml
 };
 
 /// "TASK=FILE" or "TASK=FILE,LABELS", as --dataset and --fewshot take it; split at the first '='. Throws ConfigError.

@@ -36,8 +36,8 @@ struct SampleLoss {
 };
 
 struct GenerateRequest {
-  std::string prompt;
-  std::vector<std::string> stop;
+  std::string prompt = {};
+  std::vector<std::string> stop = {};
   std::int64_t max_new_tokens = 256;
   double temperature = 0.0;  ///< 0: greedy
   double top_p = 1.0;

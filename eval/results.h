@@ -13,11 +13,11 @@ namespace dagmoe {
 
 /// What results.json says about the run as a whole.
 struct RunInfo {
-  std::string model;          ///< folder
-  std::string adapter;        ///< folder; may be empty
-  std::string dtype, device;
-  double seconds = 0.0;       ///< of the whole evaluation
-  bool log_samples = false;   ///< fills task_hashes
+  std::string model = {};      ///< folder
+  std::string adapter = {};    ///< folder; may be empty
+  std::string dtype = {}, device = {};
+  double seconds = 0.0;        ///< of the whole evaluation
+  bool log_samples = false;    ///< fills task_hashes
 };
 
 /// The table as lm-evaluation-harness prints it, in Markdown, 4 decimals: tasks in the given order, metrics by name.
@@ -33,7 +33,7 @@ void write_results(const std::filesystem::path& folder, std::span<const TaskResu
 struct Score {
   std::string task, metric;
   double value = 0.0;
-  std::optional<double> standard_error;
+  std::optional<double> standard_error = {};
   bool higher_is_better = true;
 };
 /// Of a results.json, ours or lm-evaluation-harness's; `where` is its path. Throws InputError.

@@ -59,20 +59,22 @@ SafetensorsFolder SafetensorsFolder::open(const std::filesystem::path& folder) {
   SafetensorsFolder result;
   result.files_ = std::make_shared<const std::vector<SafetensorsFile>>(std::move(files));
   std::vector<std::string> problems;
+  std::set<std::string> misplaced;
   for (std::size_t i = 0; i < names.size(); ++i) {
     for (const TensorInfo& info : (*result.files_)[i].tensors()) {
       const auto listed = weight_map.find(info.name);
       if (has_single || (listed != weight_map.end() && listed->second == names[i])) {
         result.places_[info.name] = {&(*result.files_)[i], &info};
       } else {
+        misplaced.insert(info.name);
         const std::string says = listed == weight_map.end() ? "does not list it" : "lists it in " + listed->second;
         problems.push_back(str("tensor '", info.name, "' lies in ", names[i], ", but the index ", says));
       }
     }
   }
   for (const auto& [tensor, file] : weight_map) {
-    if (result.find(tensor) == nullptr)
-      problems.push_back(str("tensor '", tensor, "' is listed in ", file, ", but is not there"));
+    if (result.find(tensor) != nullptr || misplaced.contains(tensor)) continue;
+    problems.push_back(str("tensor '", tensor, "' is listed in ", file, ", but is not there"));
   }
   throw_problems(folder, problems);
   return result;

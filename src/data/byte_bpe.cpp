@@ -28,7 +28,8 @@ bool has_type(const Json* part, std::string_view type, std::string_view list_key
   if (part == nullptr || !part->is_object()) return false;
   if (const Json* found = find_part(*part, "type"); found != nullptr && *found == type) return true;
   const Json* list = find_part(*part, list_key);
-  return list != nullptr && std::any_of(list->begin(), list->end(), [&](const Json& inner) { return has_type(&inner, type, list_key); });
+  return list != nullptr &&
+         std::any_of(list->begin(), list->end(), [&](const Json& inner) { return has_type(&inner, type, list_key); });
 }
 
 /// Null or NFC, also in a sequence; anything else is refused.
@@ -89,7 +90,8 @@ ByteBpeParts read_parts(const TokenizerJson& document) {
   if (const Json* dropout = find_part(model, "dropout"); dropout != nullptr && *dropout != 0.0) {
     throw InputError(where + ": 'dropout' is not supported: the same text must give the same ids");
   }
-  if (model_flag(model, "byte_fallback")) throw InputError(where + ": 'byte_fallback' is not supported with byte-level BPE");
+  if (model_flag(model, "byte_fallback"))
+    throw InputError(where + ": 'byte_fallback' is not supported with byte-level BPE");
   if (document.tokens.empty()) throw InputError(where + ": 'vocab' is missing or empty");
   ByteBpeParts parts{.tokens = document.tokens,
                      .merges = document.merges,
@@ -142,7 +144,8 @@ class ByteBpeTokenizer final : public Tokenizer {
   bool adds_bos_ = false;
 };
 
-ByteBpeTokenizer::ByteBpeTokenizer(const TokenizerJson& document, const TokenizerConfig& config, PreTokenizer::Route route)
+ByteBpeTokenizer::ByteBpeTokenizer(const TokenizerJson& document, const TokenizerConfig& config,
+                                   PreTokenizer::Route route)
     : model_(read_parts(document), document.where),
       pre_tokenizer_(document.settings.value("pre_tokenizer", Json()), document.where + ": pre_tokenizer", route) {
   const Json& settings = document.settings;
@@ -157,7 +160,8 @@ ByteBpeTokenizer::ByteBpeTokenizer(const TokenizerJson& document, const Tokenize
 void ByteBpeTokenizer::add_token(const AddedToken& token, const std::string& where) {
   const std::optional<TokenId> other = id_of(token.content);
   if (other && *other != token.id) {
-    throw InputError(str(where, ": added token '", token.content, "' has id ", token.id, ", but the vocabulary says ", *other));
+    throw InputError(
+        str(where, ": added token '", token.content, "' has id ", token.id, ", but the vocabulary says ", *other));
   }
   added_.insert_or_assign(token.id, token);
   added_ids_[token.content] = token.id;
@@ -185,10 +189,12 @@ void ByteBpeTokenizer::collect_added_tokens(const TokenizerJson& document, const
 }
 
 void ByteBpeTokenizer::name_special_tokens(const TokenizerConfig& config, const std::string& where) {
-  const auto id_of_special = [&](const std::optional<std::string>& name, std::string_view role) -> std::optional<TokenId> {
+  const auto id_of_special = [&](const std::optional<std::string>& name,
+                                 std::string_view role) -> std::optional<TokenId> {
     if (!name) return std::nullopt;
     const std::optional<TokenId> id = id_of(*name);
-    if (!id) throw InputError(str(where, ": ", role, " '", *name, "' of tokenizer_config.json is not in the vocabulary"));
+    if (!id)
+      throw InputError(str(where, ": ", role, " '", *name, "' of tokenizer_config.json is not in the vocabulary"));
     // transformers makes it a special token even if the list of added tokens does not have it.
     if (!added_.contains(*id)) add_token({.id = *id, .content = *name, .special = true}, where);
     return id;
@@ -203,12 +209,15 @@ void ByteBpeTokenizer::apply_post_processor(const TokenizerJson& document, const
   const std::string where = document.where + ": post_processor";
   TemplateTokens tokens;
   read_post_processor(find_part(document.settings, "post_processor"), where, tokens);
-  if (!tokens.behind.empty()) throw InputError(str(where, ": puts '", tokens.behind.front(), "' behind the text, which is not supported"));
-  if (tokens.before.size() > 1) throw InputError(where + ": puts more than one token before the text, which is not supported");
+  if (!tokens.behind.empty())
+    throw InputError(str(where, ": puts '", tokens.behind.front(), "' behind the text, which is not supported"));
+  if (tokens.before.size() > 1)
+    throw InputError(where + ": puts more than one token before the text, which is not supported");
   if (!tokens.before.empty()) {
     const std::optional<TokenId> id = id_of(tokens.before.front());
     if (!id) throw InputError(str(where, ": '", tokens.before.front(), "' is not in the vocabulary"));
-    if (bos_ && *bos_ != *id) throw InputError(str(where, ": puts '", tokens.before.front(), "' first, but bos_token is '", *config.bos, "'"));
+    if (bos_ && *bos_ != *id)
+      throw InputError(str(where, ": puts '", tokens.before.front(), "' first, but bos_token is '", *config.bos, "'"));
     bos_ = id;
     adds_bos_ = true;
   }
@@ -220,7 +229,8 @@ void ByteBpeTokenizer::apply_post_processor(const TokenizerJson& document, const
 }
 
 template <class OnText, class OnAdded>
-void ByteBpeTokenizer::for_each_stretch(std::string_view text, bool parse_special, OnText on_text, OnAdded on_added) const {
+void ByteBpeTokenizer::for_each_stretch(std::string_view text, bool parse_special, OnText on_text,
+                                        OnAdded on_added) const {
   std::vector<TextStretch> stretches, inner;
   original_matcher_.split(text, parse_special, stretches);
   for (const TextStretch& stretch : stretches) {
@@ -299,7 +309,8 @@ bool is_byte_bpe(const TokenizerJson& document) {
          has_type(find_part(settings, "decoder"), "ByteLevel", "decoders");
 }
 
-std::unique_ptr<Tokenizer> make_byte_bpe(const TokenizerJson& document, const TokenizerConfig& config, PreTokenizer::Route route) {
+std::unique_ptr<Tokenizer> make_byte_bpe(const TokenizerJson& document, const TokenizerConfig& config,
+                                         PreTokenizer::Route route) {
   return std::make_unique<ByteBpeTokenizer>(document, config, route);
 }
 

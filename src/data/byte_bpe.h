@@ -9,11 +9,12 @@
 
 namespace dagmoe {
 
-/// Whether a tokenizer.json is byte-level BPE by its model, pre-tokenizer and decoder (and not, say, a converted sentencepiece model).
+/// Whether a tokenizer.json is byte-level BPE by its model, pre-tokenizer and decoder (and not, say, a converted
+/// sentencepiece model).
 bool is_byte_bpe(const TokenizerJson& document);
 
-/// Byte-level BPE as tokenizer.json describes it (contracts.md 3.1): cut out added tokens, normalize, pre-tokenize, merge.
-/// Throws InputError for every part that is not known.
+/// Byte-level BPE as tokenizer.json describes it (contracts.md 3.1): cut out added tokens, normalize, pre-tokenize,
+/// merge. Throws InputError for every part that is not known.
 std::unique_ptr<Tokenizer> make_byte_bpe(const TokenizerJson& document, const TokenizerConfig& config,
                                          PreTokenizer::Route route = PreTokenizer::Route::kFast);
 

@@ -59,7 +59,8 @@ std::uint32_t hash_bytes(std::string_view bytes) {
 }
 
 std::size_t hash_pair(TokenId left, TokenId right) {
-  const auto key = (static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32) | static_cast<std::uint32_t>(right);
+  const auto key =
+      (static_cast<std::uint64_t>(static_cast<std::uint32_t>(left)) << 32) | static_cast<std::uint32_t>(right);
   return static_cast<std::size_t>(mix(key));
 }
 
@@ -196,7 +197,8 @@ void ByteBpeModel::append_piece(std::string_view piece, std::vector<TokenId>& id
 }
 
 std::int64_t ByteBpeModel::count_lost_bytes(std::string_view text) const {
-  return std::count_if(text.begin(), text.end(), [this](char c) { return byte_ids_[static_cast<unsigned char>(c)] < 0; });
+  return std::count_if(text.begin(), text.end(),
+                       [this](char c) { return byte_ids_[static_cast<unsigned char>(c)] < 0; });
 }
 
 template <class Append>
@@ -234,7 +236,8 @@ void ByteBpeModel::merge_piece(std::string_view piece, std::vector<TokenId>& ids
     symbols[best].id = symbols[best].merged;
     symbols[best].rank = kNoMerge;
     --size;
-    std::copy(symbols.begin() + static_cast<std::ptrdiff_t>(best) + 2, symbols.begin() + static_cast<std::ptrdiff_t>(size) + 1,
+    std::copy(symbols.begin() + static_cast<std::ptrdiff_t>(best) + 2,
+              symbols.begin() + static_cast<std::ptrdiff_t>(size) + 1,
               symbols.begin() + static_cast<std::ptrdiff_t>(best) + 1);
     if (best + 1 < size) rank_pair(symbols[best], symbols[best + 1].id);
     if (best > 0) rank_pair(symbols[best - 1], symbols[best].id);

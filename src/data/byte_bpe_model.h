@@ -33,8 +33,8 @@ class ByteBpeModel {
   /// or result are not in the vocabulary.
   ByteBpeModel(const ByteBpeParts& parts, const std::string& where);
 
-  /// Appends the ids of one piece: repeatedly joins the adjacent pair of the best merge, leftmost first. Bytes without a
-  /// token are dropped when there is no unknown token, as Hugging Face does.
+  /// Appends the ids of one piece: repeatedly joins the adjacent pair of the best merge, leftmost first. Bytes without
+  /// a token are dropped when there is no unknown token, as Hugging Face does.
   void append_piece(std::string_view piece, std::vector<TokenId>& ids) const;
   /// Number of bytes that have no token of their own.
   std::int64_t count_lost_bytes(std::string_view text) const;

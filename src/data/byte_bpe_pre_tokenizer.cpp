@@ -29,10 +29,12 @@ void PreTokenizer::add_step(const Json& step, const std::string& where) {
     if (steps == step.end() || !steps->is_array()) throw InputError(where + ": 'pretokenizers' is missing");
     for (const Json& inner : *steps) add_step(inner, where);
   } else if (type == "Digits") {
-    if (!flag(step, "individual_digits", false)) throw InputError(where + ": 'Digits' is known with individual_digits only");
+    if (!flag(step, "individual_digits", false))
+      throw InputError(where + ": 'Digits' is known with individual_digits only");
     steps_.push_back({.kind = Kind::kDigits, .name = "digits", .regex = std::nullopt});
   } else if (type == "ByteLevel") {
-    if (flag(step, "add_prefix_space", true)) throw InputError(where + ": 'ByteLevel' with add_prefix_space is not supported");
+    if (flag(step, "add_prefix_space", true))
+      throw InputError(where + ": 'ByteLevel' with add_prefix_space is not supported");
     if (flag(step, "use_regex", true)) add_regex(kGpt2Regex, where);
     has_byte_level_ = true;
   } else if (type == "Split") {
@@ -43,8 +45,10 @@ void PreTokenizer::add_step(const Json& step, const std::string& where) {
 }
 
 void PreTokenizer::add_split(const Json& step, const std::string& where) {
-  if (const std::string behavior = json_string(step, "behavior", where); behavior != "Isolated" || flag(step, "invert", false)) {
-    throw InputError(str(where, ": 'Split' is known with behavior 'Isolated' and without invert only, found '", behavior, "'"));
+  if (const std::string behavior = json_string(step, "behavior", where);
+      behavior != "Isolated" || flag(step, "invert", false)) {
+    throw InputError(
+        str(where, ": 'Split' is known with behavior 'Isolated' and without invert only, found '", behavior, "'"));
   }
   const auto pattern = step.find("pattern");
   if (pattern == step.end() || !pattern->is_object() || !pattern->contains("Regex")) {

@@ -62,6 +62,12 @@ std::string onig_to_pcre2(std::string_view pattern, const std::string& where) {
       const std::string_view replacement = escape_for_pcre2(two[1], in_class);
       result += replacement.empty() ? two : replacement;
       ++i;
+      if (two[1] == 'p' || two[1] == 'P') {  // with its name in braces
+        const std::size_t end = pattern.find('}', i);
+        if (end == std::string_view::npos) refuse(pattern, two, where);
+        result += pattern.substr(i + 1, end - i);
+        i = end;
+      }
       continue;
     }
     if (in_class && (two == "&&" || pattern[i] == '[')) refuse(pattern, two, where);
@@ -121,12 +127,13 @@ void RegexSplitter::split(std::string_view text, Pieces& pieces) const {
     int result = match(from, 0);
     if (result == PCRE2_ERROR_JIT_STACKLIMIT) result = match(from, PCRE2_NO_JIT);
     if (result == PCRE2_ERROR_NOMATCH) break;
-    if (result < 0) throw InputError(str(impl_->where, ": regular expression failed on a text: ", pcre2_message(result)));
+    if (result < 0)
+      throw InputError(str(impl_->where, ": regular expression failed on a text: ", pcre2_message(result)));
     const PCRE2_SIZE* ends = pcre2_get_ovector_pointer(data.get());
     add_piece(done, ends[0]);
     add_piece(ends[0], ends[1]);
     done = ends[1];
-    // An empty match moves on by one character, which then belongs to the stretch before the next match.
+    // An empty match moves on by one character; it cuts the text all the same.
     from = ends[1] > ends[0] ? ends[1] : ends[1] + (ends[1] < text.size() ? decode_utf8(text, ends[1]).length : 1);
   }
   add_piece(done, text.size());

@@ -6,7 +6,7 @@ namespace dagmoe {
 
 namespace {
 
-/// Walks over the characters of a text by their class.
+/// Walks over the characters of a text by their class, as a regex sees it.
 class ClassReader {
  public:
   explicit ClassReader(std::string_view text) : text_(text), classes_(char_class_table().data()) {}
@@ -20,7 +20,14 @@ class ClassReader {
     }
     const Utf8Char c = decode_utf8(text_, position);
     length = c.length;
-    return c.value == kInvalidCodePoint ? CharClass::kOther : classes_[c.value];
+    const CharClass found = c.value == kInvalidCodePoint ? CharClass::kOther : classes_[c.value];
+    return found == CharClass::kRecentNumber ? CharClass::kOther : found;
+  }
+  /// True for every number that the Digits step knows.
+  bool is_digit(std::size_t position, std::size_t& length) const {
+    const CharClass seen = at(position, length);
+    return seen == CharClass::kNumber || (length == 4 && seen == CharClass::kOther &&
+                                          classes_[decode_utf8(text_, position).value] == CharClass::kRecentNumber);
   }
   CharClass at(std::size_t position) const {
     std::size_t length = 0;
@@ -92,7 +99,8 @@ std::size_t gpt2_piece_end(std::string_view text, const ClassReader& reader, std
   return space_piece_end(text, read_space(text, reader, start), start);
 }
 
-std::size_t qwen2_piece_end(std::string_view text, const ClassReader& reader, std::size_t start, std::int64_t max_digits) {
+std::size_t qwen2_piece_end(std::string_view text, const ClassReader& reader, std::size_t start,
+                            std::int64_t max_digits) {
   std::size_t length = 0;
   const CharClass first_class = reader.at(start, length);
   const char first = text[start];
@@ -146,7 +154,7 @@ void split_digits(std::string_view text, Pieces& pieces) {
   const ClassReader reader(text);
   std::size_t start = 0, length = 0;
   for (std::size_t position = 0; position < text.size(); position += length) {
-    if (reader.at(position, length) != CharClass::kNumber) continue;
+    if (!reader.is_digit(position, length)) continue;
     if (position > start) pieces.push_back(text.substr(start, position - start));
     pieces.push_back(text.substr(position, length));
     start = position + length;

@@ -25,8 +25,9 @@ void split_qwen2(std::string_view text, std::int64_t max_digits, Pieces& pieces)
 /// Every \p{N} character is a piece of its own, so are the stretches between.
 void split_digits(std::string_view text, Pieces& pieces);
 
-/// Splits by any regular expression, matches and what lies between them alike ("Isolated"): PCRE2 made to read Oniguruma's
-/// syntax, which tokenizer.json uses. The slow twin of the functions above. PCRE2 10.42 knows the letters of Unicode 14.
+/// Splits by any regular expression, matches and what lies between them alike ("Isolated"): PCRE2 made to read
+/// Oniguruma's syntax, which tokenizer.json uses. The slow twin of the functions above. PCRE2 10.42 knows the letters
+/// of Unicode 14.
 class RegexSplitter {
  public:
   /// Throws InputError, with `where` in front, for a pattern that is broken or that the two engines read differently.
@@ -41,8 +42,8 @@ class RegexSplitter {
   std::unique_ptr<Impl> impl_;
 };
 
-/// Oniguruma's spelling of a pattern as PCRE2 reads it the same way: \s is White_Space, \w has marks and connectors. Throws
-/// InputError for constructs with another meaning (\h, \b, (?m), class intersections, ...).
+/// Oniguruma's spelling of a pattern as PCRE2 reads it the same way: \s is White_Space, \w has marks and connectors.
+/// Throws InputError for constructs with another meaning (\h, \b, (?m), class intersections, ...).
 std::string onig_to_pcre2(std::string_view pattern, const std::string& where);
 
 }  // namespace dagmoe

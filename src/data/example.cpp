@@ -160,17 +160,22 @@ void ExampleStream::Impl::scan(Source& source) {
   RawRecord raw;
   std::unique_ptr<BadRecord> bad;
   RecordPlace place{source.reader->offset(), source.reader->line()};
+  std::int64_t last_line = 0;
   for (std::int64_t num_read = 0; options.limit == 0 || num_read < options.limit; ++num_read) {
     if (!source.reader->next(raw, bad)) break;
     ++counters.records;
+    // In an array on one line the line says nothing.
+    const std::int64_t line = bad ? bad->line : raw.line;
+    const std::string which = line == last_line ? str("record ", num_read + 1, ": ") : "";
+    last_line = line;
     if (bad) {
-      report_bad(source, bad->line, bad->reason);
+      report_bad(source, line, which + bad->reason);
     } else {
       try {
         pieces_of(source, raw);
         source.places.push_back(place);
       } catch (const InputError& error) {
-        report_bad(source, raw.line, error.what());
+        report_bad(source, line, which + error.what());
       }
     }
     place = {source.reader->offset(), source.reader->line()};

@@ -385,7 +385,7 @@ std::string RecordReader::Impl::parse_fields(ondemand::document& document, RawRe
   for (const RawField& field : record.fields) names.push_back(field.name);
   std::sort(names.begin(), names.end());
   const auto twice = std::adjacent_find(names.begin(), names.end());
-  if (twice != names.end()) return str("field '", *twice, "' is there twice");
+  if (twice != names.end()) return str("field ", quoted_for_message(*twice), " is there twice");
   return "";
 }
 

@@ -17,8 +17,8 @@ constexpr std::string_view kWithoutInput =
     "Below is an instruction that describes a task. "
     "Write a response that appropriately completes the request.\n\n";
 
-// ChatML in the canonical form of prompt_template_jinja.h, in parts: what may stand between the first two is the default
-// system turn.
+// ChatML in the canonical form of prompt_template_jinja.h, in parts: what may stand between the first two is the
+// default system turn.
 constexpr std::string_view kForEachMessage = "{%for message in messages%}";
 constexpr std::string_view kUnlessSystemFirst = "{%if loop.first and messages[0].role!='system'%}<|im_start|>system\n";
 constexpr std::string_view kEndOfDefault = "<|im_end|>\n{%endif%}";
@@ -111,8 +111,9 @@ std::optional<ChatFormat> chat_format_of(const std::filesystem::path& model_fold
   if (jinja.empty()) return std::nullopt;
   std::optional<ChatFormat> format = recognize(jinja);
   if (!format) {
-    throw InputError(str(path.string(), ": this chat template is not known; known: ChatML, with or without a default system "
-                                        "text (as SmolLM2-Instruct has); name a template in the recipe"));
+    throw InputError(str(path.string(),
+                         ": this chat template is not known; known: ChatML, with or without a default system "
+                         "text (as SmolLM2-Instruct has); name a template in the recipe"));
   }
   return format;
 }

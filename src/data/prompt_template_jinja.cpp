@@ -32,8 +32,10 @@ std::string read_string(std::string_view text, std::size_t& position) {
   const char quote = text[position++];
   std::string value;
   while (position < text.size() && text[position] != quote) {
-    if (text[position] == '\\' && position + 1 < text.size()) ++position, value += unescape(text[position]);
-    else value += text[position];
+    if (text[position] == '\\' && position + 1 < text.size())
+      ++position, value += unescape(text[position]);
+    else
+      value += text[position];
     ++position;
   }
   ++position;
@@ -97,13 +99,17 @@ std::string printed_terms(const std::vector<Lexeme>& lexemes) {
   std::string text;
   std::vector<Lexeme> term;
   const auto end_term = [&] {
-    if (term.size() == 1 && term.front().is_string) text += term.front().text;
-    else text += "{{" + expression_text(term) + "}}";
+    if (term.size() == 1 && term.front().is_string)
+      text += term.front().text;
+    else
+      text += "{{" + expression_text(term) + "}}";
     term.clear();
   };
   for (const Lexeme& lexeme : lexemes) {
-    if (!lexeme.is_string && lexeme.text == "+") end_term();
-    else term.push_back(lexeme);
+    if (!lexeme.is_string && lexeme.text == "+")
+      end_term();
+    else
+      term.push_back(lexeme);
   }
   end_term();
   return text;
@@ -125,36 +131,51 @@ std::size_t find_close(std::string_view jinja, std::size_t open, std::string_vie
   for (std::size_t position = open + 2; position + 1 < jinja.size();) {
     if (jinja.substr(position, 2) == close) return position;
     const char c = jinja[position];
-    if (close != "#}" && (c == '\'' || c == '"')) read_string(jinja, position);
-    else ++position;
+    if (close != "#}" && (c == '\'' || c == '"'))
+      read_string(jinja, position);
+    else
+      ++position;
   }
   return std::string_view::npos;
 }
+
+/// Where the next tag of any kind opens; npos when there is none.
+std::size_t find_tag(std::string_view jinja, std::size_t position) {
+  std::size_t open = jinja.find('{', position);
+  while (open != std::string_view::npos) {
+    const std::string_view two = jinja.substr(open, 2);
+    if (two == "{{" || two == "{%" || two == "{#") break;
+    open = jinja.find('{', open + 1);
+  }
+  return open;
+}
+
+std::string_view closing_of(char kind) { return kind == '{' ? "}}" : kind == '%' ? "%}" : "#}"; }
 
 }  // namespace
 
 std::string canonical_jinja(std::string_view jinja) {
   if (jinja.ends_with('\n')) jinja.remove_suffix(1);
   std::string result;
-  std::size_t position = 0;
-  bool strip_next = false, trim_newline = false;
-  while (position < jinja.size()) {
-    std::size_t open = jinja.find('{', position);
-    while (open != std::string_view::npos && jinja.substr(open, 2) != "{{" && jinja.substr(open, 2) != "{%" &&
-           jinja.substr(open, 2) != "{#") {
-      open = jinja.find('{', open + 1);
-    }
-    std::string text(jinja.substr(position, open == std::string_view::npos ? open : open - position));
-    if (trim_newline && text.starts_with('\n')) text.erase(0, 1);
+  bool strip_next = false, trim_newline = false, at_line_start = true;
+  for (std::size_t position = 0; position < jinja.size();) {
+    const std::size_t open = find_tag(jinja, position);
+    const bool is_last = open == std::string_view::npos;
+    std::string text(jinja.substr(position, is_last ? open : open - position));
+    if (trim_newline && text.starts_with('\n')) text.erase(0, 1), at_line_start = true;
     if (strip_next) text.erase(0, text.find_first_not_of(" \t\r\n"));
-    const bool at_line_start = position == 0 || trim_newline;
-    if (open == std::string_view::npos) return result + text;
+    if (is_last) return result + text;
+
     const char kind = jinja[open + 1];
-    const std::size_t close = find_close(jinja, open, kind == '{' ? "}}" : kind == '%' ? "%}" : "#}");
+    const std::size_t close = find_close(jinja, open, closing_of(kind));
     if (close == std::string_view::npos) return result + text + std::string(jinja.substr(open));
     std::string_view inner = jinja.substr(open + 2, close - open - 2);
-    if (inner.starts_with('-')) strip_left_end(text), inner.remove_prefix(1);
-    else if (kind != '{') strip_indent(text, at_line_start);
+    if (inner.starts_with('-')) {
+      strip_left_end(text);
+      inner.remove_prefix(1);
+    } else if (kind != '{') {
+      strip_indent(text, at_line_start);
+    }
     strip_next = inner.ends_with('-');
     if (strip_next) inner.remove_suffix(1);
     result += text;
@@ -162,6 +183,7 @@ std::string canonical_jinja(std::string_view jinja) {
     if (kind == '{') result += printed_terms(lexemes);
     if (kind == '%') result += "{%" + expression_text(lexemes) + "%}";
     trim_newline = kind != '{';
+    at_line_start = false;
     position = close + 2;
   }
   return result;

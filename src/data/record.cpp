@@ -122,8 +122,8 @@ Message read_message(const Json& json, const ConversationKeys& keys, const std::
   const auto known =
       std::find_if(keys.roles.begin(), keys.roles.end(), [&](const auto& pair) { return pair.first == role; });
   if (known == keys.roles.end()) {
-    throw InputError(str(where, ": field '", keys.role, "': found '", role, "', expected ", keys.roles[0].first, ", ",
-                         keys.roles[1].first, " or ", keys.roles[2].first));
+    throw InputError(str(where, ": field '", keys.role, "': found ", quoted_for_message(role), ", expected ",
+                         keys.roles[0].first, ", ", keys.roles[1].first, " or ", keys.roles[2].first));
   }
   // OpenAI's way to leave a turn out of the loss. To train on it all the same would be a silent change of the data.
   const auto weight = json.find("weight");

@@ -35,10 +35,12 @@ SpacePrefix metaspace_prefix(const Json& metaspace, const std::string& where) {
   if (*scheme == "always") return SpacePrefix::kAlways;
   if (*scheme == "first") return SpacePrefix::kFirst;
   if (*scheme == "never") return SpacePrefix::kNever;
-  throw InputError(str(where, ": Metaspace: prepend_scheme ", scheme->dump(), " is not known; known: always, first, never"));
+  throw InputError(
+      str(where, ": Metaspace: prepend_scheme ", scheme->dump(), " is not known; known: always, first, never"));
 }
 
-/// `Prepend` in the normalizer is the model's own behaviour; a Metaspace pre-tokenizer says its own; neither means no prefix.
+/// `Prepend` in the normalizer is the model's own behaviour; a Metaspace pre-tokenizer says its own; neither means no
+/// prefix.
 SpacePrefix prefix_of(const TokenizerJson& document) {
   SpacePrefix prefix = SpacePrefix::kNever;
   for_each_part(document.settings, "normalizer", "normalizers", [&](const Json& part) {
@@ -75,7 +77,8 @@ std::optional<bool> adds_bos_of(const TokenizerJson& document) {
 
 class SentencePieceTokenizer final : public Tokenizer {
  public:
-  SentencePieceTokenizer(const std::filesystem::path& file, const SentencePieceSettings& settings, const TokenizerConfig& config);
+  SentencePieceTokenizer(const std::filesystem::path& file, const SentencePieceSettings& settings,
+                         const TokenizerConfig& config);
 
   std::vector<TokenId> encode(std::string_view text, EncodeOptions options) const override;
   std::string decode(std::span<const TokenId> ids, bool keep_special) const override;
@@ -92,7 +95,8 @@ class SentencePieceTokenizer final : public Tokenizer {
   using Processor = sentencepiece::SentencePieceProcessor;
   void load(const std::filesystem::path& file);
   void collect_special_tokens(const SentencePieceSettings& settings, const std::string& where);
-  std::optional<TokenId> special_id(const std::optional<std::string>& name, int id_in_model, const std::string& where) const;
+  std::optional<TokenId> special_id(const std::optional<std::string>& name, int id_in_model,
+                                    const std::string& where) const;
   bool adds_prefix(std::string_view stretch, bool is_first) const;
   void append_stretch(std::string_view text, bool with_prefix, std::vector<TokenId>& ids) const;
   bool is_special(TokenId id) const { return special_.contains(id) && special_.at(id).special; }
@@ -122,8 +126,8 @@ void SentencePieceTokenizer::load(const std::filesystem::path& file) {
   if (!with_prefix_.LoadFromSerializedProto(proto).ok()) {
     throw InputError(file.string() + ": is no sentencepiece model; is the download complete?");
   }
-  // The same model with normalizer_spec.add_dummy_prefix = false: protobuf merges a message that occurs twice, so a second
-  // field 3 (ModelProto.normalizer_spec) that holds field 3 (add_dummy_prefix) overrides the first.
+  // The same model with normalizer_spec.add_dummy_prefix = false: protobuf merges a message that occurs twice, so a
+  // second field 3 (ModelProto.normalizer_spec) that holds field 3 (add_dummy_prefix) overrides the first.
   proto += std::string_view("\x1A\x02\x18\x00", 4);
   if (!without_prefix_.LoadFromSerializedProto(proto).ok()) {
     throw InternalError(file.string() + ": sentencepiece refuses the model without its dummy prefix");
@@ -131,7 +135,8 @@ void SentencePieceTokenizer::load(const std::filesystem::path& file) {
   num_pieces_ = with_prefix_.GetPieceSize();
   if (num_pieces_ == 0) throw InputError(file.string() + ": the sentencepiece model has no pieces");
   std::vector<std::string> pieces;
-  if (with_prefix_.Encode("a", &pieces).ok() && !pieces.empty()) model_adds_prefix_ = pieces.front().starts_with(kSpaceSymbol);
+  if (with_prefix_.Encode("a", &pieces).ok() && !pieces.empty())
+    model_adds_prefix_ = pieces.front().starts_with(kSpaceSymbol);
 }
 
 void SentencePieceTokenizer::collect_special_tokens(const SentencePieceSettings& settings, const std::string& where) {
@@ -157,7 +162,8 @@ std::optional<TokenId> SentencePieceTokenizer::special_id(const std::optional<st
                                                           const std::string& where) const {
   if (!name) return id_in_model >= 0 ? std::optional<TokenId>(id_in_model) : std::nullopt;
   const std::optional<TokenId> id = id_of(*name);
-  if (!id) throw InputError(str(where, ": special token '", *name, "' of tokenizer_config.json is not in the vocabulary"));
+  if (!id)
+    throw InputError(str(where, ": special token '", *name, "' of tokenizer_config.json is not in the vocabulary"));
   return id;
 }
 
@@ -225,7 +231,8 @@ std::string SentencePieceTokenizer::decode(std::span<const TokenId> ids, bool ke
 
 std::optional<TokenId> SentencePieceTokenizer::id_of(std::string_view token) const {
   const auto spells = [token](const auto& entry) { return entry.second.content == token; };
-  if (const auto found = std::find_if(special_.begin(), special_.end(), spells); found != special_.end()) return found->first;
+  if (const auto found = std::find_if(special_.begin(), special_.end(), spells); found != special_.end())
+    return found->first;
   const int id = with_prefix_.PieceToId({token.data(), token.size()});
   if (id < 0 || with_prefix_.IdToPiece(id) != token) return std::nullopt;  // unknown pieces get the id of <unk>
   return id;
@@ -235,7 +242,8 @@ std::int64_t SentencePieceTokenizer::count_lost_bytes(std::string_view text) con
   std::int64_t count = 0;
   const auto pieces = with_prefix_.EncodeAsImmutableProto({text.data(), text.size()});
   for (const auto& piece : pieces.pieces()) {
-    if (with_prefix_.IsUnknown(static_cast<int>(piece.id()))) count += static_cast<std::int64_t>(piece.surface().size());
+    if (with_prefix_.IsUnknown(static_cast<int>(piece.id())))
+      count += static_cast<std::int64_t>(piece.surface().size());
   }
   return count;
 }

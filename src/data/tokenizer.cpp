@@ -26,6 +26,8 @@ std::unique_ptr<Tokenizer> load_tokenizer_json(const std::filesystem::path& file
   return make_byte_bpe(read_tokenizer_json(file), {});
 }
 
-std::unique_ptr<Tokenizer> load_sentencepiece(const std::filesystem::path& file) { return make_sentencepiece(file, {}, {}); }
+std::unique_ptr<Tokenizer> load_sentencepiece(const std::filesystem::path& file) {
+  return make_sentencepiece(file, {}, {});
+}
 
 }  // namespace dagmoe

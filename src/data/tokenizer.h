@@ -13,9 +13,9 @@ namespace dagmoe {
 
 using TokenId = std::int32_t;
 
-/// How text is encoded. `parse_special`: "<|im_end|>" in the text becomes its control token, as Hugging Face does for every
-/// text; data loaders switch it off for users' text. `continues`: the text follows other text, so sentencepiece adds no
-/// leading space.
+/// How text is encoded. `parse_special`: "<|im_end|>" in the text becomes its control token, as Hugging Face does for
+/// every text; data loaders switch it off for users' text. `continues`: the text follows other text, so sentencepiece
+/// adds no leading space.
 struct EncodeOptions {
   bool add_bos = false, add_eos = false, parse_special = true, continues = false;
 };
@@ -43,8 +43,8 @@ class Tokenizer {
 };
 
 /// The tokenizer of a model folder: tokenizer.json (byte-level BPE), else tokenizer.model (sentencepiece), with
-/// tokenizer_config.json beside it for BOS/EOS and the chat template. Throws InputError when there is none or when a part of it
-/// (pre-tokenizer, normalizer) is not known: never a guess.
+/// tokenizer_config.json beside it for BOS/EOS and the chat template. Throws InputError when there is none or when a
+/// part of it (pre-tokenizer, normalizer) is not known: never a guess.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& folder);
 /// The same of one file by its kind; for tests and for tools that have no folder.
 std::unique_ptr<Tokenizer> load_tokenizer_json(const std::filesystem::path& file);
@@ -52,18 +52,18 @@ std::unique_ptr<Tokenizer> load_sentencepiece(const std::filesystem::path& file)
 
 /// What a tokenizer.json is made of, as the GGUF importer knows it from tokenizer.ggml.* keys.
 struct BpeVocabulary {
-  std::vector<std::string> tokens;         ///< by id, in the byte alphabet
-  std::vector<std::string> merges;         ///< "a b", best first
-  std::vector<TokenId> special_ids;        ///< control tokens, become added tokens
-  std::string pre_tokenizer;               ///< "smollm" (digits + gpt2), "gpt-2"; anything else throws InputError
+  std::vector<std::string> tokens;   ///< by id, in the byte alphabet
+  std::vector<std::string> merges;   ///< "a b", best first
+  std::vector<TokenId> special_ids;  ///< control tokens, become added tokens
+  std::string pre_tokenizer;         ///< "smollm" (digits + gpt2), "gpt-2"; anything else throws InputError
   std::optional<TokenId> bos, eos, unk, pad;
   bool add_bos = false;
-  std::string chat_template;               ///< Jinja text, may be empty
-  std::int64_t max_length = 0;             ///< model_max_length
+  std::string chat_template;    ///< Jinja text, may be empty
+  std::int64_t max_length = 0;  ///< model_max_length
 };
-/// Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja (when there is one) into `folder`, in the form
-/// that transformers 5.23.0 reads back with the same ids (tokenizer_class PreTrainedTokenizerFast, so that it keeps the
-/// pre-tokenizer; contracts.md 3.1).
+/// Writes tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja (when there is one)
+/// into `folder`, in the form that transformers 5.23.0 reads back with the same ids (tokenizer_class
+/// PreTrainedTokenizerFast, so that it keeps the pre-tokenizer; contracts.md 3.1).
 void write_tokenizer_files(const std::filesystem::path& folder, const BpeVocabulary& vocabulary);
 
 }  // namespace dagmoe

@@ -35,7 +35,8 @@ struct TextStretch {
   TokenId added_id = -1;  ///< -1: plain text
 };
 
-/// Finds added tokens: at the leftmost place, the longest one there. With the edge cases of Hugging Face tokenizers 0.23.
+/// Finds added tokens: at the leftmost place, the longest one there. With the edge cases of Hugging Face tokenizers
+/// 0.23.
 class AddedTokenMatcher {
  public:
   AddedTokenMatcher() = default;

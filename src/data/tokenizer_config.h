@@ -13,9 +13,9 @@ namespace dagmoe {
 struct TokenizerConfig {
   std::optional<std::string> bos, eos, unk, pad;  ///< as the vocabulary spells them
   std::optional<bool> add_bos, add_eos;
-  std::optional<bool> legacy;                ///< sentencepiece: a space before every stretch, or before the first only
-  std::vector<AddedToken> added_tokens;      ///< "added_tokens_decoder"
-  std::string chat_template;                 ///< the one named "default" when there are several; "" for none
+  std::optional<bool> legacy;            ///< sentencepiece: a space before every stretch, or before the first only
+  std::vector<AddedToken> added_tokens;  ///< "added_tokens_decoder"
+  std::string chat_template;             ///< the one named "default" when there are several; "" for none
 };
 
 /// Reads tokenizer_config.json and, for tokens it does not name, special_tokens_map.json. Neither has to be there.

@@ -18,7 +18,8 @@ void read_vocabulary(const Object& vocabulary, TokenizerJson& document) {
   for (const auto [token, value] : vocabulary) {
     std::int64_t id = -1;
     if (value.get(id) != simdjson::SUCCESS || id < 0 || id > kMaxTokenId) {
-      throw InputError(str(where, ": token '", token, "' has id ", simdjson::minify(value), ", expected 0 to ", kMaxTokenId));
+      throw InputError(
+          str(where, ": token '", token, "' has id ", simdjson::minify(value), ", expected 0 to ", kMaxTokenId));
     }
     if (token.empty()) throw InputError(str(where, ": id ", id, " has no text"));
     const auto index = static_cast<std::size_t>(id);

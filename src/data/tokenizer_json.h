@@ -16,9 +16,9 @@ inline constexpr std::int64_t kMaxTokenId = (1 << 24) - 1;
 /// A tokenizer.json, read but not yet judged. The two big parts of a BPE model are taken out of the JSON, because a
 /// vocabulary has too many keys for a document that keeps their order.
 struct TokenizerJson {
-  std::string where;                                        ///< the path, for messages
-  Json settings;                                            ///< everything but model.vocab and model.merges
-  std::vector<std::string> tokens;                          ///< spelling by id, "" where unused; empty unless a vocabulary of ids
+  std::string where;                ///< the path, for messages
+  Json settings;                    ///< everything but model.vocab and model.merges
+  std::vector<std::string> tokens;  ///< spelling by id, "" where unused; empty unless a vocabulary of ids
   std::vector<std::pair<std::string, std::string>> merges;  ///< from either spelling, "a b" or ["a", "b"]
 };
 

@@ -11,7 +11,8 @@ namespace dagmoe {
 
 namespace {
 
-/// A JSON string. Documents with a hundred thousand of them are written as text: building a Json first takes far longer.
+/// A JSON string. Documents with a hundred thousand of them are written as text: building a Json first takes far
+/// longer.
 void append_json_string(std::string& out, std::string_view text) {
   constexpr std::string_view kHexDigits = "0123456789abcdef";
   out += '"';
@@ -45,7 +46,8 @@ std::string pre_tokenizer_json(const std::string& name) {
 /// Text of a token by id. Throws InputError when the vocabulary has no such id.
 const std::string& token_text(const BpeVocabulary& vocabulary, TokenId id, std::string_view role) {
   if (id < 0 || static_cast<std::size_t>(id) >= vocabulary.tokens.size()) {
-    throw InputError(str("tokenizer: ", role, " token id ", id, " is outside the vocabulary of ", vocabulary.tokens.size(), " tokens"));
+    throw InputError(str("tokenizer: ", role, " token id ", id, " is outside the vocabulary of ",
+                         vocabulary.tokens.size(), " tokens"));
   }
   return vocabulary.tokens[static_cast<std::size_t>(id)];
 }
@@ -70,13 +72,15 @@ void append_post_processor(std::string& out, const BpeVocabulary& vocabulary) {
   if (!vocabulary.bos) throw InputError("tokenizer: BOS is to be added, but there is no BOS token");
   std::string bos;
   append_json_string(bos, token_text(vocabulary, *vocabulary.bos, "BOS"));
-  const auto special = [&bos](int type_id) { return str(R"({"SpecialToken":{"id":)", bos, R"(,"type_id":)", type_id, "}}"); };
+  const auto special = [&bos](int type_id) {
+    return str(R"({"SpecialToken":{"id":)", bos, R"(,"type_id":)", type_id, "}}");
+  };
   const auto sequence = [](std::string_view name, int type_id) {
     return str(R"({"Sequence":{"id":")", name, R"(","type_id":)", type_id, "}}");
   };
-  out += str(R"({"type":"TemplateProcessing","single":[)", special(0), ",", sequence("A", 0), R"(],"pair":[)", special(0), ",",
-             sequence("A", 0), ",", special(1), ",", sequence("B", 1), R"(],"special_tokens":{)", bos, R"(:{"id":)", bos,
-             R"(,"ids":[)", *vocabulary.bos, R"(],"tokens":[)", bos, "]}}}");
+  out += str(R"({"type":"TemplateProcessing","single":[)", special(0), ",", sequence("A", 0), R"(],"pair":[)",
+             special(0), ",", sequence("A", 0), ",", special(1), ",", sequence("B", 1), R"(],"special_tokens":{)", bos,
+             R"(:{"id":)", bos, R"(,"ids":[)", *vocabulary.bos, R"(],"tokens":[)", bos, "]}}}");
 }
 
 void append_model(std::string& out, const BpeVocabulary& vocabulary) {

@@ -59,6 +59,7 @@ std::vector<CharClass> make_char_class_table() {
   };
   fill(kLetterRanges, CharClass::kLetter);
   fill(kNumberRanges, CharClass::kNumber);
+  fill(kRecentNumberRanges, CharClass::kRecentNumber);
   fill(kSpaceRanges, CharClass::kSpace);
   return classes;
 }
@@ -104,7 +105,9 @@ const std::vector<CharClass>& char_class_table() {
 bool is_word_char(char32_t code_point) {
   if (code_point >= kNumCodePoints) return false;
   if (char_class_table()[code_point] == CharClass::kLetter) return true;
-  const auto holds = [code_point](const CodePointRange& range) { return range.first <= code_point && code_point <= range.last; };
+  const auto holds = [code_point](const CodePointRange& range) {
+    return range.first <= code_point && code_point <= range.last;
+  };
   return std::any_of(std::begin(kOtherWordRanges), std::end(kOtherWordRanges), holds);
 }
 

@@ -8,8 +8,9 @@
 
 namespace dagmoe {
 
-/// What the pre-tokenizers' regular expressions ask of a character: \p{L}, \p{N}, White_Space, or none of them.
-enum class CharClass : std::uint8_t { kOther, kLetter, kNumber, kSpace };
+/// What pre-tokenizers ask of a character: \p{L}, \p{N}, White_Space, or none of them. The Digits step of Hugging Face
+/// tokenizers knows 13 numbers that their regex engine is too old for: kRecentNumber.
+enum class CharClass : std::uint8_t { kOther, kLetter, kNumber, kSpace, kRecentNumber };
 
 /// One character of UTF-8 text. A byte that is no UTF-8 counts as a character of its own with value kInvalidCodePoint.
 inline constexpr char32_t kInvalidCodePoint = 0xFFFFFFFF;
@@ -17,7 +18,8 @@ struct Utf8Char {
   char32_t value = kInvalidCodePoint;
   std::size_t length = 1;
 };
-/// The character that starts at `position` (inside the text). Refuses overlong forms, surrogates and values above U+10FFFF.
+/// The character that starts at `position` (inside the text). Refuses overlong forms, surrogates and values above
+/// U+10FFFF.
 Utf8Char decode_utf8(std::string_view text, std::size_t position);
 void append_utf8(std::string& text, char32_t code_point);
 

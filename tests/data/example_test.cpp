@@ -271,6 +271,18 @@ TEST_CASE("example stream: one bad record beyond the budget stops, naming each",
   CHECK_THROWS_AS(ExampleStream({source(one)}, tokenizer, {}), InputError);
 }
 
+TEST_CASE("example stream: bad records of an array on one line are told apart by their number", "[data]") {
+  const ByteTokenizer tokenizer;
+  const TextFile file("a.json", "[{\"prompt\":\"p\",\"completion\":\"c\"},7,{},\n8]");
+  ExampleStream stream({source(file)}, tokenizer, {.max_bad_records = 3});
+  CHECK(
+      stream.counters().bad_record_reports ==
+      std::vector<std::string>{
+          file.name() + ":1: record 2: found a number, expected an object",
+          file.name() + ":1: record 3: field 'prompt' is missing; format 'prompt_completion' needs prompt, completion",
+          file.name() + ":2: found a number, expected an object"});
+}
+
 TEST_CASE("example stream: a file without a good record is refused", "[data]") {
   const ByteTokenizer tokenizer;
   const TextFile good("a.jsonl", records(0, 1)), empty("b.jsonl", "\n"), bad("c.jsonl", "7\n");

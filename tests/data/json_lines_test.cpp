@@ -89,8 +89,7 @@ TEST_CASE("json lines: a bad record says why and the next one is read all the sa
 
 TEST_CASE("json lines: every kind of broken record has its message", "[data]") {
   CHECK(reason("a.jsonl", R"({"a":"x)") == "1! broken JSON: a string is not closed");
-  for (const std::string open :
-       {"{", "{\"a\":{}", "{\"a\":{\"b\":1}", "{\"a\":[{}", "{\"a\":[{}]", "{\"a\":1,", "{\"a\":1"}) {
+  for (const std::string open : {"{", "{\"a\":{}", "{\"a\":{\"b\":1}", "{\"a\":[{}]", "{\"a\":1,", "{\"a\":1"}) {
     INFO(open);
     CHECK(reason("a.jsonl", open) == "1! broken JSON: the record has no end; is the line complete?");
   }

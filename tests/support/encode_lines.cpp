@@ -1,7 +1,7 @@
 // encode_lines TOKENIZER [--raw] < texts.jsonl > ids
-// One JSON string per input line, its token ids per output line, without BOS; counts and speed on stderr. TOKENIZER is a model
-// folder, a tokenizer.json or a sentencepiece .model. With --raw control tokens in the text stay text. For comparing every
-// line of a corpus with another program.
+// One JSON string per input line, its token ids per output line, without BOS; counts and speed on stderr. TOKENIZER is
+// a model folder, a tokenizer.json or a sentencepiece .model. With --raw control tokens in the text stay text. For
+// comparing every line of a corpus with another program.
 #include <ctime>
 #include <iostream>
 #include <string>

@@ -1,0 +1,17 @@
+#pragma once
+
+#include <cstdint>
+#include <filesystem>
+#include <string>
+
+namespace dagmoe {
+
+/// Version of this program and the commit that it was built from ("unknown" outside a git checkout).
+std::string version_text();
+std::string commit_text();
+/// Largest resident memory of this process so far.
+std::int64_t peak_rss_bytes();
+/// Where downloads and shared models live: $DAGMOE_CACHE, else ~/.cache/dagmoe.
+std::filesystem::path cache_folder();
+
+}  // namespace dagmoe

@@ -1,0 +1,134 @@
+#include <CLI/CLI.hpp>
+#include <iostream>
+#include <map>
+#include <memory>
+
+#include "base/error.h"
+#include "base/json.h"
+#include "base/text.h"
+#include "checkpoint/checkpoint.h"
+#include "checkpoint/gguf.h"
+#include "cli/commands.h"
+#include "data/prompt_template.h"
+#include "data/tokenizer.h"
+#include "finetune/run.h"
+
+namespace dagmoe {
+namespace {
+
+struct InspectFlags {
+  std::string path;
+  bool tensors = false, json = false;
+};
+
+std::int64_t count_of(const std::vector<std::int64_t>& shape) {
+  std::int64_t count = 1;
+  for (const std::int64_t size : shape) count *= size;
+  return count;
+}
+
+// A table and the same content as JSON, so that neither can say more than the other.
+struct Report {
+  Json json = Json::object();
+  std::vector<std::vector<std::string>> facts, tensors{{"tensor", "dtype", "shape"}};
+  void fact(const std::string& name, const std::string& value) {
+    facts.push_back({name, value});
+    json[name] = value;
+  }
+  void tensor(const std::string& name, const std::string& dtype, const std::vector<std::int64_t>& shape) {
+    tensors.push_back({name, dtype, shape_text(shape)});
+    json["tensors"].push_back({{"name", name}, {"dtype", dtype}, {"shape", shape}});
+  }
+};
+
+template <class Tensors, class DTypeOf>
+void add_tensors(Report& report, const Tensors& tensors, const DTypeOf& dtype_of_tensor) {
+  std::map<std::string, std::int64_t> by_type;
+  std::int64_t parameters = 0;
+  for (const auto& tensor : tensors) {
+    parameters += count_of(tensor.shape);
+    by_type[dtype_of_tensor(tensor)] += 1;
+  }
+  std::string types;
+  for (const auto& [type, count] : by_type) types += str(types.empty() ? "" : ", ", count, " ", type);
+  report.fact("tensors", types);
+  report.fact("parameters", with_commas(parameters));
+  for (const auto& tensor : tensors) report.tensor(tensor.name, dtype_of_tensor(tensor), tensor.shape);
+}
+
+Report inspect_gguf(const std::filesystem::path& path) {
+  const GgufFile file = GgufFile::open(path);
+  Report report;
+  report.fact("kind", "GGUF file");
+  if (const GgufValue* architecture = file.find("general.architecture"); architecture != nullptr && std::holds_alternative<std::string>(*architecture)) {
+    report.fact("architecture", std::get<std::string>(*architecture));
+  }
+  add_tensors(report, file.tensors(), [](const GgufTensor& tensor) { return std::string(gguf_type_name(tensor.type)); });
+  return report;
+}
+
+Report inspect_safetensors(const std::filesystem::path& path) {
+  const SafetensorsFile file = SafetensorsFile::open(path);
+  Report report;
+  report.fact("kind", "safetensors file");
+  add_tensors(report, file.tensors(), [](const TensorInfo& tensor) { return std::string(dtype_name(tensor.dtype)); });
+  return report;
+}
+
+Report inspect_model(const std::filesystem::path& folder, std::string& groups) {
+  const Checkpoint checkpoint = Checkpoint::open(folder);
+  const ModelConfig& config = checkpoint.config();
+  load_decoder(checkpoint, {});  // names what is missing or unexpected; the weights stay in their file
+  Report report;
+  report.fact("kind", "model folder");
+  report.fact("model_type", config.model_type);
+  if (config.moe) {
+    report.fact("experts", str(config.moe->num_experts, ", ", config.moe->num_experts_per_tok, " per token, width ", config.moe->moe_intermediate_size));
+  }
+  if (config.dag) report.fact("dag", str(config.dag->num_iterations, " iterations, node size ", config.dag->node_size));
+  report.fact("parameters", with_commas(num_parameters(config)));
+  report.fact("active parameters", with_commas(num_active_parameters(config)));
+  report.fact("tokenizer", load_tokenizer(folder)->description());
+  report.fact("chat template", chat_format_of(folder) ? "chatml" : "none");
+  groups = group_table(group_rows(config, std::vector<bool>(Decoder::parameter_shapes(config).size(), false)));
+  for (const TensorInfo* tensor : checkpoint.tensors()) report.tensor(tensor->name, dtype_name(tensor->dtype), tensor->shape);
+  return report;
+}
+
+int inspect_command(const InspectFlags& flags) {
+  const std::filesystem::path path = flags.path;
+  if (!std::filesystem::exists(path)) throw InputError(str(flags.path, ": no such file or folder"));
+  std::string groups;
+  Report report;
+  if (std::filesystem::is_directory(path)) {
+    report = inspect_model(path, groups);
+  } else if (path.extension() == ".gguf") {
+    report = inspect_gguf(path);
+  } else if (path.extension() == ".safetensors") {
+    report = inspect_safetensors(path);
+  } else {
+    throw InputError(str(flags.path, ": is of no known kind; expected a model folder, a .safetensors or a .gguf file"));
+  }
+  if (flags.json) {
+    std::cout << report.json.dump(2) << std::endl;
+    return 0;
+  }
+  for (const auto& fact : report.facts) std::cout << fact[0] << std::string(20 - std::min<std::size_t>(fact[0].size(), 19), ' ') << fact[1] << '\n';
+  if (!groups.empty()) std::cout << '\n' << groups;
+  if (flags.tensors) std::cout << '\n' << table_text(report.tensors);
+  std::cout << std::flush;
+  return 0;
+}
+
+}  // namespace
+
+void register_inspect(CLI::App& app, RunCommand& run) {
+  auto flags = std::make_shared<InspectFlags>();
+  CLI::App* command = app.add_subcommand("inspect", "what is in a model folder, a safetensors or a GGUF file");
+  command->add_option("path", flags->path, "what to look at")->required();
+  command->add_flag("--tensors", flags->tensors, "list every tensor");
+  command->add_flag("--json", flags->json, "everything as one JSON document");
+  command->callback([flags, &run] { run = [flags] { return inspect_command(*flags); }; });
+}
+
+}  // namespace dagmoe

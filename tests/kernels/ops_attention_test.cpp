@@ -1,0 +1,130 @@
+#include <ATen/ATen.h>
+#include <torch/csrc/autograd/autograd.h>
+
+#include <vector>
+
+#include "base/error.h"
+#include "kernels/ops.h"
+#include "tests/support/catch.h"
+#include "tests/support/compare.h"
+
+using namespace dagmoe;
+using namespace dagmoe::testing;
+
+namespace {
+
+struct Inputs {
+  at::Tensor q, k, v, factors;
+};
+Inputs random_inputs(std::int64_t num_tokens, std::int64_t H, std::int64_t Hk, std::int64_t d, at::ScalarType dtype) {
+  auto generator = at::make_generator<at::CPUGeneratorImpl>(7);
+  const auto random = [&](std::int64_t heads) {
+    return at::randn({num_tokens, heads, d}, generator, at::TensorOptions(at::kFloat)).to(dtype);
+  };
+  return {random(H), random(Hk), random(Hk), random(H)};
+}
+
+// Output, then the gradients of q, k and v.
+template <class Attention>
+std::vector<at::Tensor> run(Attention attention, const Inputs& inputs, at::ScalarType dtype,
+                            const std::vector<std::int64_t>& offsets) {
+  std::vector<at::Tensor> in;
+  for (const at::Tensor& tensor : {inputs.q, inputs.k, inputs.v}) in.push_back(tensor.to(dtype).clone().set_requires_grad(true));
+  const at::Tensor out = attention(in[0], in[1], in[2], offsets);
+  auto results = torch::autograd::grad({out}, in, {inputs.factors.to(dtype)});
+  results.insert(results.begin(), out.detach());
+  return results;
+}
+
+const std::vector<std::int64_t> kOffsets = {0, 1, 2, 9, 9, 42, 43, 120};
+
+}  // namespace
+
+TEST_CASE("segment_attention: the first token of a segment sees only itself", "[kernels]") {
+  const Inputs in = random_inputs(120, 4, 2, 8, at::kFloat);
+  const at::Tensor out = segment_attention(in.q, in.k, in.v, kOffsets);
+  for (const std::int64_t first : {0, 1, 2, 9, 42, 43}) {
+    require_close(out[first], in.v[first].repeat_interleave(2, 0), kFloatTolerance, kFloatTolerance);
+  }
+}
+
+TEST_CASE("segment_attention: a packed row gives what separate rows give", "[kernels]") {
+  const Inputs in = random_inputs(120, 4, 2, 8, at::kFloat);
+  const at::Tensor out = segment_attention(in.q, in.k, in.v, kOffsets);
+  const auto part = [](const at::Tensor& x) { return x.narrow(0, 9, 33); };
+  require_close(part(out), segment_attention(part(in.q), part(in.k), part(in.v), {0, 33}), kFloatTolerance, kFloatTolerance);
+}
+
+TEST_CASE("segment_attention: float equals the reference in double, output and gradients", "[kernels]") {
+  for (const std::int64_t Hk : {1, 3, 9}) {
+    for (const std::int64_t d : {8, 64}) {
+      INFO("9 heads, " << Hk << " key heads, width " << d);
+      const Inputs in = random_inputs(120, 9, Hk, d, at::kFloat);
+      const auto actual = run(segment_attention, in, at::kFloat, kOffsets);
+      const auto expected = run(segment_attention_reference, in, at::kDouble, kOffsets);
+      for (std::size_t i = 0; i < actual.size(); ++i) {
+        INFO("result " << i << " of output, grad q, grad k, grad v");
+        require_close(actual[i], expected[i], kFloatTolerance, kFloatTolerance);
+      }
+    }
+  }
+}
+
+TEST_CASE("segment_attention: bfloat16 is near the reference in double, output and gradients", "[kernels]") {
+  for (const std::int64_t Hk : {1, 3, 9}) {
+    INFO("9 heads, " << Hk << " key heads");
+    const Inputs in = random_inputs(120, 9, Hk, 16, at::kBFloat16);
+    const auto actual = run(segment_attention, in, at::kBFloat16, kOffsets);
+    const auto expected = run(segment_attention_reference, in, at::kDouble, kOffsets);
+    // The kernel rounds the probabilities to bfloat16 before it sums up to 77 products, which cancel: so the absolute
+    // part is bfloat16's too, in units of the largest result.
+    for (std::size_t i = 0; i < actual.size(); ++i) {
+      INFO("result " << i << " of output, grad q, grad k, grad v");
+      REQUIRE(actual[i].scalar_type() == at::kBFloat16);
+      require_close(actual[i], expected[i], kBf16Tolerance * expected[i].abs().max().item<double>(), kBf16Tolerance);
+    }
+  }
+}
+
+TEST_CASE("segment_attention: gradients of the reference match central differences", "[kernels]") {
+  const Inputs in = random_inputs(9, 4, 2, 3, at::kDouble);
+  const auto trained = [](const at::Tensor& x) { return x.clone().set_requires_grad(true); };
+  require_gradients_match(
+      [](const std::vector<at::Tensor>& x) { return segment_attention(x[0], x[1], x[2], {0, 1, 5, 9}); },
+      {trained(in.q), trained(in.k), trained(in.v)});
+}
+
+TEST_CASE("segment_attention: slices of one fused matrix need no copy and give the same", "[kernels]") {
+  auto generator = at::make_generator<at::CPUGeneratorImpl>(8);
+  const at::Tensor fused = at::randn({40, 4 + 2 + 2, 8}, generator, at::TensorOptions(at::kFloat));
+  const auto parts = fused.split_with_sizes({4, 2, 2}, 1);
+  require_equal(segment_attention(parts[0], parts[1], parts[2], {0, 15, 40}),
+                segment_attention(parts[0].contiguous(), parts[1].contiguous(), parts[2].contiguous(), {0, 15, 40}));
+}
+
+TEST_CASE("segment_attention: results repeat bit for bit on any number of threads", "[kernels]") {
+  const Inputs in = random_inputs(120, 9, 3, 16, at::kBFloat16);
+  const int num_threads = at::get_num_threads();
+  const auto many = run(segment_attention, in, at::kBFloat16, kOffsets);
+  at::set_num_threads(1);
+  const auto one = run(segment_attention, in, at::kBFloat16, kOffsets);
+  at::set_num_threads(num_threads);
+  for (std::size_t i = 0; i < many.size(); ++i) require_equal(many[i], one[i]);
+}
+
+TEST_CASE("segment_attention: large scores neither overflow nor lose their softmax", "[kernels]") {
+  Inputs in = random_inputs(30, 2, 2, 8, at::kFloat);
+  in.q = in.q * 300;
+  require_close(segment_attention(in.q, in.k, in.v, {0, 30}),
+                segment_attention_reference(in.q.to(at::kDouble), in.k.to(at::kDouble), in.v.to(at::kDouble), {0, 30}),
+                // Scores of several hundred carry an error of their last bit into the exponential.
+                1e-3, 1e-3);
+}
+
+TEST_CASE("segment_attention: offsets that do not cover the tokens are an internal error", "[kernels]") {
+  const Inputs in = random_inputs(10, 4, 2, 8, at::kFloat);
+  REQUIRE_THROWS_AS(segment_attention(in.q, in.k, in.v, {0, 9}), InternalError);
+  REQUIRE_THROWS_AS(segment_attention(in.q, in.k, in.v, {1, 10}), InternalError);
+  REQUIRE_THROWS_AS(segment_attention(in.q, in.k, in.v, {0, 7, 5, 10}), InternalError);
+  REQUIRE_THROWS_AS(segment_attention(in.q.narrow(1, 0, 3), in.k, in.v, {0, 10}), InternalError);
+}

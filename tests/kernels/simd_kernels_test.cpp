@@ -1,0 +1,357 @@
+// Every table this processor supports against the reference table, for float and bfloat16, at sizes around the vector widths.
+#include <ATen/ATen.h>
+
+#include <cmath>
+#include <limits>
+#include <vector>
+
+#include "kernels/dispatch.h"
+#include "tests/support/catch.h"
+#include "tests/support/compare.h"
+
+using namespace dagmoe;
+using namespace dagmoe::testing;
+
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+const std::vector<std::int64_t> kSizes = {1, 2, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 100, 127, 129, 257};
+
+template <class T>
+constexpr at::ScalarType kDtype = std::is_same_v<T, float> ? at::kFloat : at::kBFloat16;
+template <class T>
+constexpr double kRelative = std::is_same_v<T, float> ? kFloatTolerance : kBf16Tolerance;
+
+template <class T>
+at::Tensor random_values(at::IntArrayRef shape, double scale, std::uint64_t seed) {
+  auto generator = at::make_generator<at::CPUGeneratorImpl>(seed);
+  return (at::randn(shape, generator, at::kFloat) * scale).to(kDtype<T>);
+}
+// Values beside which nothing may be read or written: a kernel that runs past its end changes or mixes in a NaN.
+template <class T>
+at::Tensor empty_values(at::IntArrayRef shape) {
+  return at::full(shape, kNan, at::TensorOptions(kDtype<T>));
+}
+template <class T>
+T* data(const at::Tensor& tensor) {
+  return static_cast<T*>(tensor.data_ptr());
+}
+template <class T>
+void require_as_reference(const at::Tensor& actual, const at::Tensor& expected) {
+  require_close(actual, expected, kFloatTolerance, kRelative<T>);
+}
+
+// Runs `check(table, reference)` for every vector table that this processor has.
+template <class T, class Check>
+void for_each_table(Check check) {
+  for (const Isa isa : {Isa::kAvx2, Isa::kAvx512}) {
+    const KernelTable<T>* table = kernels_for<T>(isa);
+    if (table == nullptr) continue;
+    INFO("table " << isa_name(isa));
+    check(*table, *kernels_for<T>(Isa::kReference));
+  }
+}
+
+struct RmsNormResult {
+  at::Tensor y, rstd;
+};
+template <class T>
+RmsNormResult run_rms_norm(const KernelTable<T>& table, const at::Tensor& x, const at::Tensor& weight, double eps) {
+  RmsNormResult result = {empty_values<T>(x.sizes()), empty_values<float>({x.size(0)})};
+  table.rms_norm_forward({.N = x.size(0),
+                          .D = x.size(1),
+                          .eps = eps,
+                          .x_ND = data<T>(x),
+                          .weight_D = data<float>(weight),
+                          .y_ND = data<T>(result.y),
+                          .rstd_N = data<float>(result.rstd)});
+  return result;
+}
+template <class T>
+std::vector<at::Tensor> run_rms_norm_backward(const KernelTable<T>& table, const at::Tensor& x, const at::Tensor& weight,
+                                              const at::Tensor& rstd, const at::Tensor& grad_y) {
+  const at::Tensor grad_x = empty_values<T>(x.sizes()), grad_weight = at::ones_like(weight);
+  table.rms_norm_backward({.N = x.size(0),
+                           .D = x.size(1),
+                           .x_ND = data<T>(x),
+                           .weight_D = data<float>(weight),
+                           .rstd_N = data<float>(rstd),
+                           .grad_y_ND = data<T>(grad_y),
+                           .grad_x_ND = data<T>(grad_x),
+                           .grad_weight_D = data<float>(grad_weight)});
+  return {grad_x, grad_weight};
+}
+
+template <class T>
+at::Tensor run_rope(const KernelTable<T>& table, const at::Tensor& x, const at::Tensor& angle, int sign) {
+  const at::Tensor y = empty_values<T>(x.sizes()), cosines = angle.cos(), sines = angle.sin();
+  table.rope({.N = x.size(0),
+              .H = x.size(1),
+              .d = x.size(2),
+              .x_stride = x.stride(0),
+              .y_stride = y.stride(0),
+              .cos_Nd2 = data<float>(cosines),
+              .sin_Nd2 = data<float>(sines),
+              .sign = sign,
+              .x_NHd = data<T>(x),
+              .y_NHd = data<T>(y)});
+  return y;
+}
+
+template <class T>
+at::Tensor run_swiglu(const KernelTable<T>& table, const at::Tensor& gate, const at::Tensor& up) {
+  const at::Tensor y = empty_values<T>(gate.sizes());
+  table.swiglu_forward({.N = gate.numel(), .gate_N = data<T>(gate), .up_N = data<T>(up), .y_N = data<T>(y)});
+  return y;
+}
+template <class T>
+std::vector<at::Tensor> run_swiglu_backward(const KernelTable<T>& table, const at::Tensor& gate, const at::Tensor& up,
+                                            const at::Tensor& grad_y) {
+  const at::Tensor grad_gate = empty_values<T>(gate.sizes()), grad_up = empty_values<T>(gate.sizes());
+  table.swiglu_backward({.N = gate.numel(),
+                         .gate_N = data<T>(gate),
+                         .up_N = data<T>(up),
+                         .grad_y_N = data<T>(grad_y),
+                         .grad_gate_N = data<T>(grad_gate),
+                         .grad_up_N = data<T>(grad_up)});
+  return {grad_gate, grad_up};
+}
+
+template <class T>
+at::Tensor run_dag_pairs(const KernelTable<T>& table, const at::Tensor& abce) {
+  const std::int64_t N = abce.size(0), K = abce.size(1), G = abce.size(2) / 4;
+  const at::Tensor s = empty_values<T>({N, K, G});
+  table.dag_pairs_forward({.N = N, .K = K, .G = G, .abce_NK4G = data<T>(abce), .s_NKG = data<T>(s)});
+  return s;
+}
+template <class T>
+at::Tensor run_dag_pairs_backward(const KernelTable<T>& table, const at::Tensor& abce, const at::Tensor& grad_s) {
+  const at::Tensor grad_abce = empty_values<T>(abce.sizes());
+  table.dag_pairs_backward({.N = abce.size(0),
+                            .K = abce.size(1),
+                            .G = abce.size(2) / 4,
+                            .abce_NK4G = data<T>(abce),
+                            .grad_s_NKG = data<T>(grad_s),
+                            .grad_abce_NK4G = data<T>(grad_abce)});
+  return grad_abce;
+}
+
+struct CrossEntropyResult {
+  at::Tensor loss, grad;
+};
+template <class T>
+CrossEntropyResult run_cross_entropy(const KernelTable<T>& table, const at::Tensor& logits, const at::Tensor& target,
+                                     bool keep_logits, double scale) {
+  const CrossEntropyResult result = {at::full({logits.size(0)}, kNan, at::kDouble), logits.clone()};
+  table.cross_entropy({.N = logits.size(0),
+                       .V = logits.size(1),
+                       .logits_NV = data<T>(result.grad),
+                       .target_N = data<std::int64_t>(target),
+                       .scale = scale,
+                       .keep_logits = keep_logits,
+                       .loss_N = data<double>(result.loss)});
+  return result;
+}
+
+}  // namespace
+
+TEMPLATE_TEST_CASE("rms_norm: every table agrees with the reference at every size and scale", "[kernels]", float, Bf16) {
+  using T = TestType;
+  for_each_table<T>([](const KernelTable<T>& table, const KernelTable<T>& reference) {
+    for (const std::int64_t D : kSizes) {
+      for (const double scale : {1.0, 1e-12, 1e12}) {
+        INFO("D " << D << ", scale " << scale);
+        const at::Tensor x = random_values<T>({3, D}, scale, 1), grad_y = random_values<T>({3, D}, 1, 2);
+        const at::Tensor weight = random_values<float>({D}, 1, 3);
+        const double eps = scale < 1 ? 0.0 : 1e-5;
+        const auto expected = run_rms_norm<T>(reference, x, weight, eps);
+        const auto actual = run_rms_norm<T>(table, x, weight, eps);
+        require_as_reference<T>(actual.y, expected.y);
+        require_close(actual.rstd, expected.rstd, 0, kFloatTolerance);
+        // In units of rstd, the natural size of the gradient at this scale.
+        const double unit = 1 / scale;
+        const auto expected_grad = run_rms_norm_backward<T>(reference, x, weight, expected.rstd, grad_y);
+        const auto actual_grad = run_rms_norm_backward<T>(table, x, weight, expected.rstd, grad_y);
+        if (D > 1) require_close(actual_grad[0], expected_grad[0], kFloatTolerance * unit, kRelative<T>);
+        require_close(actual_grad[1], expected_grad[1], kFloatTolerance, kFloatTolerance);
+      }
+    }
+  });
+}
+
+TEMPLATE_TEST_CASE("rms_norm: null gradients are left out and weight gradients are added", "[kernels]", float, Bf16) {
+  using T = TestType;
+  const at::Tensor x = random_values<T>({2, 33}, 1, 1), grad_y = random_values<T>({2, 33}, 1, 2);
+  const at::Tensor weight = at::ones({33}), rstd = at::ones({2});
+  for (const Isa isa : {Isa::kReference, Isa::kAvx2, Isa::kAvx512}) {
+    const KernelTable<T>* table = kernels_for<T>(isa);
+    if (table == nullptr) continue;
+    const at::Tensor grad_weight = at::full({33}, 5.0F);
+    RmsNormBackward<T> args = {.N = 2,
+                               .D = 33,
+                               .x_ND = data<T>(x),
+                               .weight_D = nullptr,
+                               .rstd_N = data<float>(rstd),
+                               .grad_y_ND = data<T>(grad_y),
+                               .grad_x_ND = nullptr,
+                               .grad_weight_D = data<float>(grad_weight)};
+    table->rms_norm_backward(args);
+    require_close(grad_weight, (x.to(at::kFloat) * grad_y.to(at::kFloat)).sum(0) + 5, kFloatTolerance, kFloatTolerance);
+    const at::Tensor grad_x = empty_values<T>({2, 33});
+    args.weight_D = data<float>(weight);
+    args.grad_x_ND = data<T>(grad_x);
+    args.grad_weight_D = nullptr;
+    table->rms_norm_backward(args);
+    REQUIRE_FALSE(grad_x.isnan().any().item<bool>());
+  }
+}
+
+TEMPLATE_TEST_CASE("rope: every table agrees with the reference, also in place", "[kernels]", float, Bf16) {
+  using T = TestType;
+  for_each_table<T>([](const KernelTable<T>& table, const KernelTable<T>& reference) {
+    for (const std::int64_t half : kSizes) {
+      for (const int sign : {1, -1}) {
+        INFO("half width " << half << ", sign " << sign);
+        const at::Tensor x = random_values<T>({3, 2, 2 * half}, 1, 4), angle = random_values<float>({3, half}, 3, 5);
+        const at::Tensor expected = run_rope<T>(reference, x, angle, sign);
+        require_as_reference<T>(run_rope<T>(table, x, angle, sign), expected);
+        const at::Tensor y = x.clone(), cosines = angle.cos(), sines = angle.sin();
+        table.rope({.N = 3,
+                    .H = 2,
+                    .d = 2 * half,
+                    .x_stride = 4 * half,
+                    .y_stride = 4 * half,
+                    .cos_Nd2 = data<float>(cosines),
+                    .sin_Nd2 = data<float>(sines),
+                    .sign = sign,
+                    .x_NHd = data<T>(y),
+                    .y_NHd = data<T>(y)});
+        require_as_reference<T>(y, expected);
+      }
+    }
+  });
+}
+
+TEMPLATE_TEST_CASE("swiglu: every table agrees with the reference at every size and scale", "[kernels]", float, Bf16) {
+  using T = TestType;
+  for_each_table<T>([](const KernelTable<T>& table, const KernelTable<T>& reference) {
+    for (const std::int64_t N : kSizes) {
+      for (const double scale : {1.0, 1e-20, 30.0, 1e4}) {
+        INFO("N " << N << ", scale " << scale);
+        const at::Tensor gate = random_values<T>({N}, scale, 6), up = random_values<T>({N}, 1, 7);
+        const at::Tensor grad_y = random_values<T>({N}, 1, 8);
+        require_as_reference<T>(run_swiglu<T>(table, gate, up), run_swiglu<T>(reference, gate, up));
+        const auto expected = run_swiglu_backward<T>(reference, gate, up, grad_y);
+        const auto actual = run_swiglu_backward<T>(table, gate, up, grad_y);
+        require_as_reference<T>(actual[0], expected[0]);
+        require_as_reference<T>(actual[1], expected[1]);
+      }
+    }
+  });
+}
+
+TEST_CASE("swiglu: the vector sigmoid is right over the whole range of float", "[kernels]") {
+  // SiLU(x) * 1 over a fine grid and the edges of the exponential.
+  std::vector<float> values = {0.0F, -0.0F, 88.0F, 88.8F, 103.9F, 104.5F, 1e30F, 3e38F, 1e-38F, 1e-45F};
+  for (std::size_t i = values.size(); i-- > 0;) values.push_back(-values[i]);
+  for (int i = -12000; i <= 12000; ++i) values.push_back(static_cast<float>(i) * 0.01F);
+  const at::Tensor gate = at::tensor(values), up = at::ones_like(gate);
+  const at::Tensor exact = gate.to(at::kDouble) * gate.to(at::kDouble).sigmoid();
+  for_each_table<float>([&](const KernelTable<float>& table, const KernelTable<float>&) {
+    require_close(run_swiglu<float>(table, gate, up), exact, 1e-37, 5e-7);
+  });
+}
+
+TEMPLATE_TEST_CASE("dag_pairs: every table agrees with the reference for 1 to 8 nodes", "[kernels]", float, Bf16) {
+  using T = TestType;
+  for_each_table<T>([](const KernelTable<T>& table, const KernelTable<T>& reference) {
+    for (std::int64_t K = 1; K <= 8; ++K) {
+      for (const std::int64_t G : {1, 7, 8, 15, 16, 17, 33, 64}) {
+        for (const double scale : {1.0, 1e-10, 40.0}) {
+          INFO("K " << K << ", G " << G << ", scale " << scale);
+          const at::Tensor abce = random_values<T>({3, K, 4 * G}, scale, 9), grad_s = random_values<T>({3, K, G}, 1, 10);
+          const at::Tensor expected = run_dag_pairs<T>(reference, abce);
+          // Sums of products of this size: the absolute part of the tolerance grows with them.
+          const double size = std::max(1.0, scale * scale);
+          require_close(run_dag_pairs<T>(table, abce), expected, kFloatTolerance * size, kRelative<T>);
+          require_close(run_dag_pairs_backward<T>(table, abce, grad_s), run_dag_pairs_backward<T>(reference, abce, grad_s),
+                        kFloatTolerance * size, kRelative<T>);
+        }
+      }
+    }
+  });
+}
+
+TEST_CASE("dag_pairs: more nodes than the vector kernel holds still work", "[kernels]") {
+  for_each_table<float>([](const KernelTable<float>& table, const KernelTable<float>& reference) {
+    const at::Tensor abce = random_values<float>({1, 40, 4 * 17}, 1, 9), grad_s = random_values<float>({1, 40, 17}, 1, 10);
+    require_close(run_dag_pairs_backward<float>(table, abce, grad_s), run_dag_pairs_backward<float>(reference, abce, grad_s),
+                  kFloatTolerance, kFloatTolerance);
+  });
+}
+
+TEMPLATE_TEST_CASE("cross_entropy: every table agrees with the reference at every size and scale", "[kernels]", float, Bf16) {
+  using T = TestType;
+  for_each_table<T>([](const KernelTable<T>& table, const KernelTable<T>& reference) {
+    for (const std::int64_t V : {1, 2, 7, 15, 16, 17, 33, 64, 100, 1000, 49152}) {
+      for (const double scale : {1.0, 1e-6, 1e4}) {
+        INFO("V " << V << ", scale " << scale);
+        // All below zero, so that a masked lane read as 0 would be the largest.
+        const at::Tensor logits = random_values<T>({3, V}, scale, 11) - 6 * scale;
+        const at::Tensor target = at::tensor({std::int64_t{0}, V / 2, V - 1});
+        const auto expected = run_cross_entropy<T>(reference, logits, target, false, 0.25);
+        const auto actual = run_cross_entropy<T>(table, logits, target, false, 0.25);
+        require_close(actual.loss, expected.loss, kFloatTolerance, kFloatTolerance);
+        require_as_reference<T>(actual.grad, expected.grad);
+        const auto kept = run_cross_entropy<T>(table, logits, target, true, 0.25);
+        require_close(kept.loss, actual.loss, 0, 0);
+        require_equal(kept.grad, logits);
+      }
+    }
+  });
+}
+
+TEMPLATE_TEST_CASE("kernels: a NaN in is a NaN out and stays in its row", "[kernels]", float, Bf16) {
+  using T = TestType;
+  constexpr std::int64_t kWidth = 37;
+  for (const Isa isa : {Isa::kReference, Isa::kAvx2, Isa::kAvx512}) {
+    const KernelTable<T>* table = kernels_for<T>(isa);
+    if (table == nullptr) continue;
+    INFO("table " << isa_name(isa));
+    const auto is_nan_row = [](const at::Tensor& tensor, std::int64_t row) { return tensor[row].isnan().any().template item<bool>(); };
+    // In the first, a middle and the last lane: full vectors and the masked rest.
+    for (const std::int64_t place : {std::int64_t{0}, std::int64_t{21}, kWidth - 1}) {
+      at::Tensor x = random_values<T>({2, kWidth}, 1, 12);
+      const at::Tensor ones = at::ones({2, kWidth}, x.options());
+      x.index_put_({at::tensor({1}), at::tensor({place})}, kNan);
+      const auto normed = run_rms_norm<T>(*table, x, at::ones({kWidth}), 1e-5);
+      REQUIRE_FALSE(is_nan_row(normed.y, 0));
+      REQUIRE(normed.y[1].isnan().all().template item<bool>());
+      const at::Tensor glu = run_swiglu<T>(*table, x, ones);
+      REQUIRE_FALSE(is_nan_row(glu, 0));
+      REQUIRE(glu[1][place].isnan().template item<bool>());
+      const auto grads = run_swiglu_backward<T>(*table, x, ones, ones);
+      REQUIRE(grads[0][1][place].isnan().template item<bool>());
+      REQUIRE(grads[1][1][place].isnan().template item<bool>());
+      const auto loss = run_cross_entropy<T>(*table, x, at::tensor({std::int64_t{3}, std::int64_t{4}}), false, 1);
+      REQUIRE(std::isfinite(loss.loss[0].template item<double>()));
+      REQUIRE(std::isnan(loss.loss[1].template item<double>()));
+      REQUIRE(loss.grad[1].isnan().all().template item<bool>());
+      at::Tensor abce = random_values<T>({2, 2, 4 * kWidth}, 1, 13);
+      abce.index_put_({at::tensor({1}), at::tensor({0}), at::tensor({place})}, kNan);
+      const at::Tensor s = run_dag_pairs<T>(*table, abce);
+      REQUIRE_FALSE(is_nan_row(s, 0));
+      REQUIRE(s[1][0][place].isnan().template item<bool>());
+    }
+  }
+}
+
+TEST_CASE("kernels: bfloat16 results keep a NaN and round ties to even", "[kernels]") {
+  // up * SiLU(gate) with a huge gate is up * gate: products with 24 bits, so ties and both neighbours occur.
+  for_each_table<Bf16>([](const KernelTable<Bf16>& table, const KernelTable<Bf16>&) {
+    const at::Tensor gate = at::arange(128, 256, at::kFloat).to(at::kBFloat16).repeat({128});
+    const at::Tensor up = at::arange(128, 256, at::kFloat).to(at::kBFloat16).repeat_interleave(128);
+    const at::Tensor expected = (gate.to(at::kFloat) * up.to(at::kFloat)).to(at::kBFloat16);
+    require_equal(run_swiglu<Bf16>(table, gate, up), expected);
+  });
+}
