@@ -22,12 +22,16 @@ namespace {
 
 namespace fs = std::filesystem;
 
-[[noreturn]] void throw_unwritable(const fs::path& path, int error) {
+std::string reason_and_hint(int error) {
   std::string hint;
   if (error == ENOSPC || error == EDQUOT) hint = "; free some space";
   if (error == EACCES || error == EPERM || error == EROFS) hint = "; check the folder's permissions";
-  if (error == ENOENT) hint = "; create the folder first";
-  throw InputError(str(path.string(), ": cannot write: ", std::generic_category().message(error), hint));
+  return std::generic_category().message(error) + hint;
+}
+
+[[noreturn]] void throw_unwritable(const fs::path& path, int error) {
+  const std::string hint = error == ENOENT ? "; create the folder first" : "";
+  throw InputError(str(path.string(), ": cannot write: ", reason_and_hint(error), hint));
 }
 
 // "runs/final/" names the same folder as "runs/final", but its last component is empty.
@@ -126,8 +130,19 @@ fs::path swap_folders(const fs::path& finished, const fs::path& target) {
   return old;
 }
 
-void place_folder(const fs::path& finished, const fs::path& target) {
+void check_folder_target(const fs::path& target, FolderOptions options) {
+  std::error_code error;
+  const bool exists = fs::exists(target, error);
+  if (error) throw_unwritable(target, error.value());
+  if (!exists) return;
+  if (!options.replace) throw InputError(target.string() + ": exists already; choose another name or remove it first");
+  if (!fs::is_directory(target)) throw InputError(target.string() + ": found a file, expected a folder to replace");
+}
+
+void place_folder(const fs::path& finished, const fs::path& target, FolderOptions options) {
   sync_tree(finished);
+  // Another process may have made it meanwhile.
+  check_folder_target(target, options);
   if (!fs::exists(target)) {
     if (::rename(finished.c_str(), target.c_str()) != 0) throw_unwritable(target, errno);
     return sync_folder(folder_of(target));
@@ -135,12 +150,6 @@ void place_folder(const fs::path& finished, const fs::path& target) {
   const fs::path old = swap_folders(finished, target);
   sync_folder(folder_of(target));
   fs::remove_all(old);
-}
-
-void check_folder_target(const fs::path& target, FolderOptions options) {
-  if (!fs::exists(target)) return;
-  if (!options.replace) throw InputError(target.string() + ": exists already; choose another name or remove it first");
-  if (!fs::is_directory(target)) throw InputError(target.string() + ": found a file, expected a folder to replace");
 }
 
 }  // namespace
@@ -198,10 +207,11 @@ void write_folder_atomically(const fs::path& given_target, FolderOptions options
   try_lock(lock.number);
   try {
     fill(temporary);
-    place_folder(temporary, target);
+    place_folder(temporary, target, options);
   } catch (const fs::filesystem_error& problem) {
     fs::remove_all(temporary, error);
-    throw_unwritable(problem.path1().empty() ? target : problem.path1(), problem.code().value());
+    throw InputError(str(target.string(), ": cannot write: ", problem.path1().string(), ": ",
+                         reason_and_hint(problem.code().value())));
   } catch (...) {
     fs::remove_all(temporary, error);
     throw;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <set>
 
 #include "base/atomic_file.h"
@@ -15,51 +16,11 @@
 namespace dagmoe {
 namespace {
 
-constexpr const char* kIndexName = "model.safetensors.index.json";
-constexpr const char* kSingleName = "model.safetensors";
-
-// The index says which tensor lies in which file; a shard must hold exactly the tensors that it is listed for.
-std::vector<std::string> indexed_files(const std::filesystem::path& folder,
-                                       std::map<std::string, std::string>& file_of_tensor) {
-  const std::filesystem::path path = folder / kIndexName;
-  const Json index = read_json_file(path);
-  if (!index.contains("weight_map") || !index["weight_map"].is_object()) {
-    throw InputError(str(path.string(), ": 'weight_map' is missing; expected {tensor name: file name}"));
-  }
-  std::set<std::string> names;
-  for (const auto& [tensor, file] : index["weight_map"].items()) {
-    if (!file.is_string()) throw InputError(str(path.string(), ": tensor '", tensor, "': expected a file name"));
-    const auto name = file.get<std::string>();
-    if (name.find('/') != std::string::npos || name.find('\\') != std::string::npos) {
-      throw InputError(str(path.string(), ": tensor '", tensor, "': file name '", name, "' must not leave the folder"));
-    }
-    file_of_tensor[tensor] = name;
-    names.insert(name);
-  }
-  return {names.begin(), names.end()};
-}
+constexpr const char* kWeightsName = "model.safetensors";
 
 bool is_statistics_weight(const std::string& name) {
   return name.ends_with("norm.weight") || name.ends_with("mlp.gate.weight");
 }
-
-// All problems of one folder, so that a user repairs them in one go.
-class ProblemList {
- public:
-  void add(std::string problem) { problems_.push_back(std::move(problem)); }
-  void throw_if_any(const std::filesystem::path& folder) const {
-    if (problems_.empty()) return;
-    std::string text;
-    const std::size_t shown = std::min<std::size_t>(problems_.size(), 20);
-    for (std::size_t i = 0; i < shown; ++i) text += (i == 0 ? "" : "\n") + folder.string() + ": " + problems_[i];
-    if (shown < problems_.size())
-      text += str("\n", folder.string(), ": and ", problems_.size() - shown, " more tensors");
-    throw InputError(text);
-  }
-
- private:
-  std::vector<std::string> problems_;
-};
 
 at::Tensor own_memory(const at::Tensor& tensor, at::ScalarType dtype) {
   return tensor.to(dtype, /*non_blocking=*/false, /*copy=*/true);
@@ -125,54 +86,25 @@ Checkpoint Checkpoint::open(const std::filesystem::path& folder) {
   Checkpoint checkpoint;
   checkpoint.folder_ = folder;
   checkpoint.config_ = read_model_config(folder);
-  std::map<std::string, std::string> file_of_tensor;
-  std::vector<std::string> names;
-  if (std::filesystem::exists(folder / kSingleName)) {
-    names = {kSingleName};  // as Hugging Face does when an index lies beside it
-  } else if (std::filesystem::exists(folder / kIndexName)) {
-    names = indexed_files(folder, file_of_tensor);
-  } else {
-    throw InputError(str(folder.string(), ": no weights found; expected ", kSingleName, " or ", kIndexName));
-  }
-  auto files = std::make_shared<std::vector<SafetensorsFile>>();
-  for (const auto& name : names) files->push_back(SafetensorsFile::open(folder / name));
-  checkpoint.files_ = files;
-
-  ProblemList problems;
-  for (std::size_t f = 0; f < files->size(); ++f) {
-    for (const TensorInfo& info : (*files)[f].tensors()) {
-      const auto listed = file_of_tensor.find(info.name);
-      if (!file_of_tensor.empty() && (listed == file_of_tensor.end() || listed->second != names[f])) {
-        problems.add(str("tensor '", info.name, "' lies in ", names[f], " but the index ",
-                         listed == file_of_tensor.end() ? "does not list it" : "says " + listed->second));
-        continue;
-      }
-      checkpoint.places_[info.name] = {f, &info};
-    }
-  }
-  for (const auto& [tensor, file] : file_of_tensor) {
-    if (!checkpoint.places_.contains(tensor))
-      problems.add(str("tensor '", tensor, "' is listed for ", file, " but is not in it"));
-  }
-  problems.throw_if_any(folder);
+  checkpoint.weights_ = std::make_shared<const SafetensorsFolder>(SafetensorsFolder::open(folder));
   return checkpoint;
 }
 
 const TensorInfo* Checkpoint::find(std::string_view disk_name) const {
-  const auto place = places_.find(disk_name);
-  return place == places_.end() ? nullptr : place->second.info;
+  const auto* place = weights_->find(disk_name);
+  return place == nullptr ? nullptr : place->info;
 }
 
 std::vector<const TensorInfo*> Checkpoint::tensors() const {
   std::vector<const TensorInfo*> infos;
-  for (const auto& [name, place] : places_) infos.push_back(place.info);
+  for (const auto& [name, place] : weights_->places()) infos.push_back(place.info);
   return infos;
 }
 
 std::span<const std::byte> Checkpoint::bytes(std::string_view disk_name) const {
-  const auto place = places_.find(disk_name);
-  if (place == places_.end()) throw InternalError(str("no tensor '", disk_name, "' in ", folder_.string()));
-  return (*files_)[place->second.file].bytes(*place->second.info);
+  const auto* place = weights_->find(disk_name);
+  if (place == nullptr) throw InternalError(str("no tensor '", disk_name, "' in ", folder_.string()));
+  return place->bytes();
 }
 
 at::Tensor Checkpoint::tensor(std::string_view disk_name) const {
@@ -189,7 +121,7 @@ at::Tensor Checkpoint::tensor(std::string_view disk_name) const {
     return copy;
   }
   return at::from_blob(
-      address, info.shape, [keep_alive = files_](void*) {}, options);
+      address, info.shape, [keep_alive = weights_](void*) {}, options);
 }
 
 Decoder load_decoder(const Checkpoint& checkpoint, const LoadOptions& options) {
@@ -210,7 +142,7 @@ Decoder load_decoder(const Checkpoint& checkpoint, const LoadOptions& options) {
   const auto shapes = Decoder::parameter_shapes(config);
   auto parameters = model.parameters();
   const auto statistics = options.compute_dtype == at::kDouble ? at::kDouble : at::kFloat;
-  ProblemList problems;
+  std::vector<std::string> problems;
   std::set<std::string, std::less<>> used;
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     auto& [name, tensor] = parameters[i];
@@ -219,18 +151,18 @@ Decoder load_decoder(const Checkpoint& checkpoint, const LoadOptions& options) {
     at::Tensor source = *tensor;  // set already when it is part of a new DAG
     if (!source.defined()) {
       if (info == nullptr) {
-        problems.add(str("tensor '", on_disk, "' is missing; expected shape ", shape_text(shapes[i].second)));
+        problems.push_back(str("tensor '", on_disk, "' is missing; expected shape ", shape_text(shapes[i].second)));
         continue;
       }
       used.insert(on_disk);
       if (info->shape != shapes[i].second) {
-        problems.add(str("tensor '", on_disk, "': found shape ", shape_text(info->shape), ", expected ",
+        problems.push_back(str("tensor '", on_disk, "': found shape ", shape_text(info->shape), ", expected ",
                          shape_text(shapes[i].second)));
         continue;
       }
       if (info->dtype != DType::kF32 && info->dtype != DType::kBF16 && info->dtype != DType::kF16 &&
           info->dtype != DType::kF64) {
-        problems.add(
+        problems.push_back(
             str("tensor '", on_disk, "': found dtype ", dtype_name(info->dtype), ", expected F32, BF16, F16 or F64"));
         continue;
       }
@@ -247,15 +179,15 @@ Decoder load_decoder(const Checkpoint& checkpoint, const LoadOptions& options) {
   if (config.tie_word_embeddings && checkpoint.find("lm_head.weight") != nullptr) {
     const auto head = checkpoint.bytes("lm_head.weight"), embedding = checkpoint.bytes("model.embed_tokens.weight");
     if (!std::ranges::equal(head, embedding)) {
-      problems.add("tensor 'lm_head.weight' differs from the embedding although tie_word_embeddings is true");
+      problems.push_back("tensor 'lm_head.weight' differs from the embedding although tie_word_embeddings is true");
     }
     used.insert("lm_head.weight");
   }
   for (const TensorInfo* info : checkpoint.tensors()) {
     if (!used.contains(info->name))
-      problems.add(str("tensor '", info->name, "' is not expected by model_type '", config.model_type, "'"));
+      problems.push_back(str("tensor '", info->name, "' is not expected by model_type '", config.model_type, "'"));
   }
-  problems.throw_if_any(checkpoint.folder());
+  throw_problems(checkpoint.folder(), problems);
   return model;
 }
 
@@ -298,7 +230,7 @@ void save_model(const std::filesystem::path& folder, Decoder& model, const Check
                                           converted->nbytes());
                        }});
   }
-  write_safetensors(folder / kSingleName, std::move(tensors));
+  write_safetensors(folder / kWeightsName, std::move(tensors));
   copy_side_files(source.folder(), folder);
 }
 

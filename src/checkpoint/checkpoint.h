@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "checkpoint/safetensors.h"
+#include "checkpoint/safetensors_folder.h"
 #include "model/decoder.h"
 
 namespace dagmoe {
@@ -20,11 +21,10 @@ namespace dagmoe {
 at::ScalarType scalar_type(DType dtype);
 DType dtype_of(at::ScalarType type);
 
-/// A model folder: config.json with model.safetensors, or with the shards that model.safetensors.index.json names. Files are
-/// mapped; nothing is read before it is used.
+/// A model folder: config.json and weights. Files are mapped; nothing is read before it is used.
 class Checkpoint {
  public:
-  /// Throws InputError for anything missing or damaged; an index is checked against its shards in both directions.
+  /// Throws InputError for anything missing or damaged.
   static Checkpoint open(const std::filesystem::path& folder);
 
   const std::filesystem::path& folder() const noexcept { return folder_; }
@@ -36,14 +36,9 @@ class Checkpoint {
   std::span<const std::byte> bytes(std::string_view disk_name) const;
 
  private:
-  struct Place {
-    std::size_t file;
-    const TensorInfo* info;
-  };
   std::filesystem::path folder_;
   ModelConfig config_;
-  std::shared_ptr<const std::vector<SafetensorsFile>> files_;
-  std::map<std::string, Place, std::less<>> places_;
+  std::shared_ptr<const SafetensorsFolder> weights_;
 };
 
 struct LoadOptions {

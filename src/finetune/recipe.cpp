@@ -9,6 +9,20 @@ namespace {
 
 constexpr std::int64_t kMaxCount = std::int64_t{1} << 40;
 
+// Two keys that say the same thing in two ways. In one file that is a contradiction; on the command line the later word wins.
+void keep_one(ConfigReader& fields, std::string_view first_key, std::optional<std::int64_t>& first, std::string_view second_key,
+              std::optional<std::int64_t>& second) {
+  if (!first || !second) return;
+  const bool first_given = fields.place(first_key).starts_with("command line");
+  const bool second_given = fields.place(second_key).starts_with("command line");
+  if (first_given == second_given) {
+    fields.issue(second_key, str("contradicts ", first_key, "; give one of the two"));
+  } else {
+    (first_given ? second : first).reset();
+  }
+}
+void keep_one(ConfigWriter&, std::string_view, const std::optional<std::int64_t>&, std::string_view, const std::optional<std::int64_t>&) {}
+
 }  // namespace
 
 // One bind per struct serves ConfigReader and ConfigWriter alike; found through argument-dependent lookup.
@@ -62,7 +76,7 @@ void bind(Fields& fields, Recipe::Batch& config) {
   fields.template optional<std::int64_t>("tokens", config.tokens, {.min = 1, .max = kMaxCount});
   fields.template optional<std::int64_t>("sequences", config.sequences, {.min = 1, .max = kMaxCount});
   fields.optional("micro_batch_tokens", config.micro_batch_tokens, {.min = 16, .max = kMaxCount});
-  if (config.tokens && config.sequences) fields.issue("sequences", "contradicts batch.tokens; give one of the two");
+  keep_one(fields, "tokens", config.tokens, "sequences", config.sequences);
 }
 
 template <class Fields>
@@ -130,7 +144,7 @@ Recipe load_recipe(const std::filesystem::path& path, std::span<const std::strin
   if (!reader.has("model")) reader.issue("model", "required key is missing; expected {path: FOLDER}");
   if (!reader.has("data")) reader.issue("data", "required key is missing; expected {train: [{path: FILE}]}");
   if (reader.has("data") && recipe.data.train.empty()) reader.issue("data", "train: expected at least one {path: FILE}");
-  if (recipe.epochs && recipe.steps) reader.issue("steps", "contradicts epochs; give one of the two");
+  keep_one(reader, "epochs", recipe.epochs, "steps", recipe.steps);
   if (!recipe.epochs && !recipe.steps) recipe.epochs = 1;
   if (recipe.steps && recipe.schedule.warmup_steps > *recipe.steps) {
     reader.issue("schedule", str("warmup_steps (", recipe.schedule.warmup_steps, ") is more than steps (", *recipe.steps, ")"));

@@ -217,6 +217,18 @@ TEST_CASE("atomic folder: an existing one is refused before anything is filled",
   CHECK_FALSE(was_filled);
 }
 
+TEST_CASE("atomic folder: one that somebody else makes during fill is not replaced either", "[base]") {
+  const TemporaryFolder folder;
+  CHECK(message_of<InputError>([&] {
+          write_folder_atomically(folder / "out", {}, [&](const fs::path&) {
+            fs::create_directory(folder / "out");
+            write_text(folder / "out/theirs", "1");
+          });
+        }) == (folder / "out").string() + ": exists already; choose another name or remove it first");
+  CHECK(names_in(folder / "out") == Names{"theirs"});
+  CHECK(names_in(folder.path()) == Names{"out"});
+}
+
 TEST_CASE("atomic folder: with replace the new content takes the place of all the old", "[base]") {
   const TemporaryFolder folder;
   fs::create_directory(folder / "out");
@@ -267,7 +279,8 @@ TEST_CASE("atomic folder: a file system error in fill becomes an input error", "
   CHECK(message_of<InputError>([&] {
           write_folder_atomically(folder / "out", {},
                                   [&](const fs::path&) { fs::copy_file(folder / "none", folder / "other"); });
-        }) == (folder / "none").string() + ": cannot write: No such file or directory; create the folder first");
+        }) ==
+        (folder / "out").string() + ": cannot write: " + (folder / "none").string() + ": No such file or directory");
   CHECK(names_in(folder.path()).empty());
 }
 
@@ -276,6 +289,17 @@ TEST_CASE("atomic folder: a parent that is a file is an input error", "[base]") 
   write_text(folder / "file", "");
   CHECK(message_of<InputError>([&] { write_folder_atomically(folder / "file/out", {}, [](const fs::path&) {}); }) ==
         (folder / "file/out").string() + ": cannot write: Not a directory");
+}
+
+TEST_CASE("atomic folder: a target in a folder that may not be entered is an input error", "[base]") {
+  const TemporaryFolder folder;
+  fs::permissions(folder.path(), fs::perms::none);
+  const auto result = run_in_child([&] {
+    if (::geteuid() == 0 && ::seteuid(65534) != 0) throw InternalError("seteuid failed");
+    write_folder_atomically(folder / "out", {}, [](const fs::path&) {});
+    return std::string("(nothing was thrown)");
+  });
+  CHECK(result.text == (folder / "out").string() + ": cannot write: Permission denied; check the folder's permissions");
 }
 
 TEST_CASE("atomic folder: killed while it fills, the target is as it was and the next write cleans up", "[base]") {

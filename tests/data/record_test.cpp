@@ -7,6 +7,7 @@
 namespace dagmoe {
 namespace {
 
+using Catch::Matchers::Contains;
 using Catch::Matchers::Equals;
 using Catch::Matchers::StartsWith;
 
@@ -131,6 +132,8 @@ TEST_CASE("record: a bad message is named by its number", "[data]") {
   CHECK_THROWS_WITH(
       read(kMessages, R"({"messages":[{"role":"tool","content":"u"}]})"),
       Equals("field 'messages': message 1: field 'role': found 'tool', expected system, user or assistant"));
+  CHECK_THROWS_WITH(read(kMessages, R"({"messages":[{"role":"a\nb","content":"u"}]})"),
+                    Contains("found 'a\\nb', expected"));
   CHECK_THROWS_WITH(
       read(kShareGpt, R"({"conversations":[{"from":"user","value":"u"}]})"),
       Equals("field 'conversations': message 1: field 'from': found 'user', expected system, human or gpt"));

@@ -141,7 +141,9 @@ TEST_CASE("T5: a unigram model with its own normalizer", "[data]") {
   CHECK_FALSE(tokenizer->adds_bos());
   const Json text = read_json_file(shared_tokenizers() / "golden/t5_base_encoded.json");
   CHECK(tokenizer->encode(text["text"].get<std::string>(), {.add_eos = true}) == text["token_ids"].get<Ids>());
-  for (const Json& item : read_json_file(shared_tokenizers() / "golden/tokenizer_tests.json")["t5-base"]) {
+  const Json cases = read_json_file(shared_tokenizers() / "golden/tokenizer_tests.json")["t5-base"];
+  REQUIRE(cases.size() == 18);
+  for (const Json& item : cases) {
     const auto input = item["input"].get<std::string>();
     CAPTURE(input);
     CHECK(tokenizer->encode(input, {.add_eos = true}) == item["encoded"]["input_ids"].get<Ids>());

@@ -1,0 +1,88 @@
+#include "checkpoint/checkpoint.h"
+
+#include "base/error.h"
+#include "tests/support/catch.h"
+#include "tests/support/compare.h"
+#include "tests/support/tiny_run.h"
+
+using namespace dagmoe;
+using namespace dagmoe::testing;
+
+namespace {
+
+// Writes the tensors of `source` again, as `change` wants them.
+void rewrite(const std::filesystem::path& folder, const Checkpoint& source, const std::function<void(std::vector<TensorSource>&)>& change) {
+  std::vector<TensorSource> tensors;
+  for (const TensorInfo* info : source.tensors()) {
+    tensors.push_back({info->name, info->dtype, info->shape, [&source, name = info->name] { return source.bytes(name); }});
+  }
+  change(tensors);
+  std::filesystem::create_directories(folder);
+  std::filesystem::copy_file(source.folder() / "config.json", folder / "config.json");
+  write_safetensors(folder / "model.safetensors", std::move(tensors));
+}
+
+}  // namespace
+
+TEST_CASE("checkpoint: every missing, unexpected and misshaped tensor is named in one error", "[checkpoint]") {
+  const TemporaryFolder folder;
+  write_tiny_folder(folder / "model");
+  const Checkpoint source = Checkpoint::open(folder / "model");
+  rewrite(folder / "broken", source, [](std::vector<TensorSource>& tensors) {
+    std::erase_if(tensors, [](const TensorSource& tensor) { return tensor.name == "model.norm.weight"; });
+    for (auto& tensor : tensors) {
+      if (tensor.name == "model.layers.0.self_attn.q_proj.weight") tensor.shape = {8, 32};
+      if (tensor.name == "model.layers.1.block_sparse_moe.experts.3.w1.weight") tensor.name = "model.layers.1.block_sparse_moe.experts.4.w1.weight";
+    }
+  });
+  try {
+    load_decoder(Checkpoint::open(folder / "broken"), {});
+    FAIL("expected InputError");
+  } catch (const InputError& error) {
+    const std::string text = error.what();
+    REQUIRE_THAT(text, Catch::Contains("tensor 'model.norm.weight' is missing; expected shape [16]"));
+    REQUIRE_THAT(text, Catch::Contains("tensor 'model.layers.0.self_attn.q_proj.weight': found shape [8, 32], expected [16, 16]"));
+    REQUIRE_THAT(text, Catch::Contains("tensor 'model.layers.1.block_sparse_moe.experts.3.w1.weight' is missing"));
+    REQUIRE_THAT(text, Catch::Contains("tensor 'model.layers.1.block_sparse_moe.experts.4.w1.weight' is not expected"));
+  }
+}
+
+TEST_CASE("checkpoint: a weight of integers is refused by name and dtype", "[checkpoint]") {
+  const TemporaryFolder folder;
+  write_tiny_folder(folder / "model");
+  const Checkpoint source = Checkpoint::open(folder / "model");
+  rewrite(folder / "broken", source, [](std::vector<TensorSource>& tensors) {
+    for (auto& tensor : tensors) {
+      if (tensor.name == "model.embed_tokens.weight") tensor.dtype = DType::kI32;
+    }
+  });
+  REQUIRE_THROWS_WITH(load_decoder(Checkpoint::open(folder / "broken"), {}),
+                      Catch::Contains("'model.embed_tokens.weight': found dtype I32, expected F32, BF16, F16 or F64"));
+}
+
+TEST_CASE("checkpoint: frozen weights in the compute dtype stay in their file, trained ones get memory", "[checkpoint]") {
+  const TemporaryFolder folder;
+  write_tiny_folder(folder / "model");
+  const Checkpoint source = Checkpoint::open(folder / "model");
+  Decoder model = load_decoder(source, {.compute_dtype = at::kFloat, .is_trainable = [](const std::string& name) { return name.find(".dag.") != std::string::npos; }});
+  REQUIRE(model.embed_tokens_VD.const_data_ptr() == static_cast<const void*>(source.bytes("model.embed_tokens.weight").data()));
+  const at::Tensor& trained = model.layers[0].dag[0].down_GD;
+  REQUIRE(trained.requires_grad());
+  REQUIRE(trained.const_data_ptr() != static_cast<const void*>(source.bytes("model.layers.0.mlp.dag.0.down_proj.weight").data()));
+}
+
+TEST_CASE("checkpoint: what is saved loads to the same bits", "[checkpoint]") {
+  const TemporaryFolder folder;
+  write_tiny_folder(folder / "model");
+  const Checkpoint source = Checkpoint::open(folder / "model");
+  Decoder model = load_decoder(source, {.compute_dtype = at::kBFloat16, .is_trainable = [](const std::string& name) { return name.find("q_proj") != std::string::npos; }});
+  std::filesystem::create_directories(folder / "saved");
+  save_model(folder / "saved", model, source);
+  // bfloat16 compute must not leak into frozen weights: the files are the same, byte for byte.
+  REQUIRE(read_text(folder / "saved" / "model.safetensors") == read_text(folder / "model" / "model.safetensors"));
+  REQUIRE(read_text(folder / "saved" / "tokenizer.json") == read_text(folder / "model" / "tokenizer.json"));
+}
+
+TEST_CASE("checkpoint: a folder that is not there is named", "[checkpoint]") {
+  REQUIRE_THROWS_WITH(Checkpoint::open("/no/such/model"), "/no/such/model: no such folder; expected a model folder with config.json");
+}

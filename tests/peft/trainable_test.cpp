@@ -1,0 +1,53 @@
+#include "peft/trainable.h"
+
+#include <algorithm>
+
+#include "base/error.h"
+#include "tests/support/catch.h"
+
+using namespace dagmoe;
+
+namespace {
+
+const std::vector<std::string> kNames{"model.embed_tokens.weight",
+                                      "model.layers.0.input_layernorm.weight",
+                                      "model.layers.0.self_attn.q_proj.weight",
+                                      "model.layers.0.mlp.gate.weight",
+                                      "model.layers.0.mlp.experts.0.up_proj.weight",
+                                      "model.layers.0.mlp.dag.0.norm.weight",
+                                      "model.layers.0.mlp.dag.0.up_proj.weight",
+                                      "model.layers.1.mlp.dag.0.up_proj.weight",
+                                      "model.norm.weight"};
+
+std::vector<std::string> chosen(const std::vector<std::string>& patterns) {
+  std::vector<TrainableRule> rules;
+  for (const auto& pattern : patterns) rules.push_back({pattern, "a.yaml:8:12"});
+  const auto trainable = select_trainable(rules, kNames);
+  std::vector<std::string> names;
+  for (std::size_t i = 0; i < kNames.size(); ++i) {
+    if (trainable[i]) names.push_back(kNames[i]);
+  }
+  return names;
+}
+
+}  // namespace
+
+TEST_CASE("trainable: a group is exactly its parameters, and the DAG's norm belongs to the DAG", "[peft]") {
+  REQUIRE(chosen({"dag"}) == std::vector<std::string>{kNames[5], kNames[6], kNames[7]});
+  REQUIRE(chosen({"norms"}) == std::vector<std::string>{kNames[1], kNames[8]});
+  REQUIRE(chosen({"full"}) == kNames);
+}
+
+TEST_CASE("trainable: the last matching rule wins", "[peft]") {
+  REQUIRE(chosen({"dag", "!model.layers.0.*"}) == std::vector<std::string>{kNames[7]});
+  REQUIRE(chosen({"!dag", "dag"}).size() == 3);
+}
+
+TEST_CASE("trainable: a rule that matches nothing is an error with place and nearest name", "[peft]") {
+  REQUIRE_THROWS_WITH(chosen({"dga"}), "a.yaml:8:12: trainable: 'dga' is no group and matches no parameter; did you mean 'dag'?");
+  REQUIRE_THROWS_WITH(chosen({"dag", "shared_experts"}), Catch::Contains("'shared_experts' is a group without parameters in this model"));
+}
+
+TEST_CASE("trainable: a policy that freezes everything is an error", "[peft]") {
+  REQUIRE_THROWS_AS(chosen({"dag", "!full"}), ConfigError);
+}
