@@ -38,7 +38,8 @@ Timing measure(const std::function<void()>& work) {
 }
 
 void print_line(const std::string& name, const std::string& variant, Timing time, double gigabytes) {
-  std::printf("%-24s %-18s %9.3f %9.3f", name.c_str(), variant.c_str(), time.least_seconds * 1e3, time.median_seconds * 1e3);
+  std::printf("%-24s %-18s %9.3f %9.3f", name.c_str(), variant.c_str(), time.least_seconds * 1e3,
+              time.median_seconds * 1e3);
   if (gigabytes > 0) std::printf(" %9.2f", gigabytes / time.least_seconds);
   std::printf("\n");
   std::fflush(stdout);
@@ -49,7 +50,8 @@ T* data(const at::Tensor& tensor) {
   return static_cast<T*>(tensor.data_ptr());
 }
 
-// Shapes of SmolLM2-135M turned into a DAG-MoE: T tokens, D hidden, F expert width, K chosen, G node width, V vocabulary.
+// Shapes of SmolLM2-135M turned into a DAG-MoE: T tokens, D hidden, F expert width, K chosen, G node width, V
+// vocabulary.
 constexpr std::int64_t kTokens = 1024, kHidden = 576, kExpertWidth = 384, kHeads = 9, kHeadWidth = 64, kKvHeads = 3;
 constexpr std::int64_t kChosen = 4, kNodeWidth = 64, kVocabulary = 49152, kLogitRows = 32;
 
@@ -66,19 +68,30 @@ void time_tables(const char* dtype_name, at::ScalarType dtype) {
   const at::Tensor grad_gate = at::empty_like(gate), grad_up = at::empty_like(gate);
   const at::Tensor abce = random({kTokens, kChosen, 4 * kNodeWidth}), s = random({kTokens, kChosen, kNodeWidth});
   const at::Tensor grad_abce = at::empty_like(abce), logits = random({kLogitRows, kVocabulary});
-  const at::Tensor target = at::randint(0, kVocabulary, {kLogitRows}, at::kLong), loss = at::empty({kLogitRows}, at::kDouble);
+  const at::Tensor target = at::randint(0, kVocabulary, {kLogitRows}, at::kLong),
+                   loss = at::empty({kLogitRows}, at::kDouble);
 
-  const RmsNormForward<T> norm = {kTokens, kHidden, 1e-5, data<T>(x), data<float>(weight), data<T>(y), data<float>(rstd)};
-  const RmsNormBackward<T> norm_back = {kTokens,       kHidden,    data<T>(x), data<float>(weight),
+  const RmsNormForward<T> norm = {kTokens,    kHidden,          1e-5, data<T>(x), data<float>(weight),
+                                  data<T>(y), data<float>(rstd)};
+  const RmsNormBackward<T> norm_back = {kTokens,           kHidden,    data<T>(x), data<float>(weight),
                                         data<float>(rstd), data<T>(y), data<T>(z), data<float>(grad_weight)};
-  const Rope<T> turn = {kTokens,           kHeads, kHeadWidth, kHeads * kHeadWidth, kHeads * kHeadWidth, data<float>(cosines),
-                        data<float>(sines), 1,      data<T>(q), data<T>(q_out)};
+  const Rope<T> turn = {kTokens,
+                        kHeads,
+                        kHeadWidth,
+                        kHeads * kHeadWidth,
+                        kHeads * kHeadWidth,
+                        data<float>(cosines),
+                        data<float>(sines),
+                        1,
+                        data<T>(q),
+                        data<T>(q_out)};
   const SwiGluForward<T> glu_forward = {num_gates, data<T>(gate), data<T>(up), data<T>(glu)};
-  const SwiGluBackward<T> glu_backward = {num_gates,   data<T>(gate),      data<T>(up),
+  const SwiGluBackward<T> glu_backward = {num_gates,    data<T>(gate),      data<T>(up),
                                           data<T>(glu), data<T>(grad_gate), data<T>(grad_up)};
   const DagPairsForward<T> pairs = {kTokens, kChosen, kNodeWidth, data<T>(abce), data<T>(s)};
   const DagPairsBackward<T> pairs_back = {kTokens, kChosen, kNodeWidth, data<T>(abce), data<T>(s), data<T>(grad_abce)};
-  const CrossEntropy<T> entropy = {kLogitRows, kVocabulary, data<T>(logits), data<std::int64_t>(target), 1.0, false, data<double>(loss)};
+  const CrossEntropy<T> entropy = {kLogitRows, kVocabulary, data<T>(logits),   data<std::int64_t>(target),
+                                   1.0,        false,       data<double>(loss)};
 
   for (const Isa isa : {Isa::kReference, Isa::kAvx2, Isa::kAvx512}) {
     const KernelTable<T>* table = kernels_for<T>(isa);
@@ -144,7 +157,8 @@ void time_grouped_linear() {
   const auto options = at::TensorOptions(at::kBFloat16);
   const at::Tensor x = at::randn({kRows, kHidden}, options).requires_grad_();
   std::vector<at::Tensor> weights;
-  for (std::int64_t e = 0; e < kExperts; ++e) weights.push_back(at::randn({kExpertWidth, kHidden}, options).requires_grad_());
+  for (std::int64_t e = 0; e < kExperts; ++e)
+    weights.push_back(at::randn({kExpertWidth, kHidden}, options).requires_grad_());
   const at::Tensor factors = at::randn({kRows, kExpertWidth}, options);
   const auto both = [&] {
     // Counts that differ from call to call, as routing makes them.
@@ -166,7 +180,9 @@ void time_cross_entropy() {
   const auto run = [&] { torch::autograd::grad({masked_cross_entropy(hidden, weight, labels, 1.0)}, {hidden}); };
   print_line("masked_cross_entropy", "frozen head bf16", measure(run), 0);
   weight.requires_grad_();
-  const auto run_all = [&] { torch::autograd::grad({masked_cross_entropy(hidden, weight, labels, 1.0)}, {hidden, weight}); };
+  const auto run_all = [&] {
+    torch::autograd::grad({masked_cross_entropy(hidden, weight, labels, 1.0)}, {hidden, weight});
+  };
   print_line("masked_cross_entropy", "trained head bf16", measure(run_all), 0);
 }
 

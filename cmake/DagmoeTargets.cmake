@@ -2,8 +2,11 @@
 
 function(dagmoe_compile_options target)
   # -Wno-restrict: g++ 12 warns of overlap in plain std::string concatenation at -O2 (GCC bug 105651).
-  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Werror -Wno-restrict>)
+  # -Wno-missing-field-initializers: members left out of a designated initializer take their default, as meant.
+  target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wall -Wextra -Wpedantic -Wshadow -Werror -Wno-restrict -Wno-missing-field-initializers>)
   if(DAGMOE_SANITIZE)
+    # g++ 12 sees uninitialized values inside std::regex once it is instrumented.
+    target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Wno-maybe-uninitialized>)
     target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer>)
     target_link_options(${target} PUBLIC -fsanitize=address,undefined)
   endif()

@@ -1,3 +1,4 @@
+#include <malloc.h>
 #include <torch/headeronly/version.h>
 
 #include <CLI/CLI.hpp>
@@ -35,6 +36,13 @@ std::string unknown_command(const CLI::App& app, int argc, const char* const* ar
   return str("dagmoe: '", argv[1], "' is no command", did_you_mean(argv[1], known));
 }
 
+// Activations of a step are freed and allocated again in the same sizes. glibc would hand large blocks back to the kernel each
+// time, and every first touch of a page would cost a fault.
+void keep_freed_memory() {
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, -1);
+}
+
 int print_error(const std::string& message, ExitCode code) {
   std::cerr << message << std::endl;
   return static_cast<int>(code);
@@ -43,6 +51,7 @@ int print_error(const std::string& message, ExitCode code) {
 }  // namespace
 
 int run_program(int argc, const char* const* argv) {
+  keep_freed_memory();
   try {
     CLI::App app{"Fine-tuning toolkit for DAG-MoE language models"};
     app.name("dagmoe");

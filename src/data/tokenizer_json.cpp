@@ -74,7 +74,9 @@ TokenizerJson read_tokenizer_json(const std::filesystem::path& path) {
   const std::string_view text = file->text();
   simdjson::dom::parser parser;
   Element root;
-  if (const auto error = parser.parse(text.data(), text.size()).get(root)) {
+  // An empty file has no bytes to point at, which simdjson's memcpy does not like.
+  const auto error = text.empty() ? simdjson::EMPTY : parser.parse(text.data(), text.size()).get(root);
+  if (error) {
     parse_json(text, document.where);  // knows line and column
     throw InputError(str(document.where, ": broken JSON: ", simdjson::error_message(error)));
   }

@@ -1,15 +1,12 @@
 #include "data/unicode.h"
 
-#ifdef DAGMOE_UTF8PROC
 #include <utf8proc.h>
-#endif
 
 #include <algorithm>
 #include <cstdlib>
 #include <iterator>
 #include <memory>
 
-#include "base/error.h"
 #include "data/unicode_ranges.h"
 
 namespace dagmoe {
@@ -115,7 +112,6 @@ std::string normalize_nfc(std::string_view text) {
   // Every code point below U+0300 is its own NFC form; 0xCC is the first lead byte beyond.
   const auto may_change = [](char c) { return static_cast<unsigned char>(c) >= 0xCC; };
   if (std::none_of(text.begin(), text.end(), may_change)) return std::string(text);
-#ifdef DAGMOE_UTF8PROC
   utf8proc_uint8_t* mapped = nullptr;
   const auto options = static_cast<utf8proc_option_t>(UTF8PROC_STABLE | UTF8PROC_COMPOSE);
   const utf8proc_ssize_t size = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
@@ -123,9 +119,6 @@ std::string normalize_nfc(std::string_view text) {
   const std::unique_ptr<utf8proc_uint8_t, decltype(&std::free)> owner(mapped, &std::free);
   if (size < 0) return std::string(text);
   return std::string(reinterpret_cast<const char*>(mapped), static_cast<std::size_t>(size));
-#else
-  throw InputError("tokenizer: text needs Unicode normalization NFC, but this program was built without utf8proc");
-#endif
 }
 
 std::string replace_invalid_utf8(std::string_view text) {

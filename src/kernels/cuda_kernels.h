@@ -8,8 +8,9 @@
 
 struct CUstream_st;
 
-/// The same blocks on a GPU, for float, Bf16 and double: pointers are device memory, a call only queues work on `stream` (a
-/// cudaStream_t). Defined in a build with DAGMOE_CUDA. Every sum has a fixed order, so results repeat bit for bit.
+/// The same blocks on a GPU, for float, Bf16 and double: pointers are device memory, a call only queues work on
+/// `stream` (a cudaStream_t). Defined in a build with DAGMOE_CUDA. Every sum has a fixed order, so results repeat bit
+/// for bit.
 namespace dagmoe::cuda {
 
 using Stream = CUstream_st*;

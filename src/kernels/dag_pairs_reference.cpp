@@ -45,11 +45,15 @@ void dag_pairs_backward(const DagPairsBackward<T>& args) {
   using Real = Accumulate<T>;
   const std::int64_t K = args.K, G = args.G;
   for (std::int64_t n = 0; n < args.N; ++n) {
-    const auto index = [&](std::int64_t i, std::int64_t which, std::int64_t g) { return ((n * K + i) * 4 + which) * G + g; };
+    const auto index = [&](std::int64_t i, std::int64_t which, std::int64_t g) {
+      return ((n * K + i) * 4 + which) * G + g;
+    };
     const auto abce = [&](std::int64_t i, std::int64_t which, std::int64_t g) {
       return to_accumulate(args.abce_NK4G[index(i, which, g)]);
     };
-    const auto grad_s = [&](std::int64_t i, std::int64_t g) { return to_accumulate(args.grad_s_NKG[(n * K + i) * G + g]); };
+    const auto grad_s = [&](std::int64_t i, std::int64_t g) {
+      return to_accumulate(args.grad_s_NKG[(n * K + i) * G + g]);
+    };
     for (std::int64_t i = 0; i < K; ++i) {
       for (std::int64_t g = 0; g < G; ++g) {
         Real grad_a = 0, grad_b = 0, grad_c = 0, grad_e = 0;

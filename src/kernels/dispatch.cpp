@@ -14,8 +14,8 @@ namespace {
 
 template <class T>
 constexpr KernelTable<T> kReferenceTable = {
-    reference::rms_norm_forward<T>,  reference::rms_norm_backward<T>,  reference::rope<T>,
-    reference::swiglu_forward<T>,    reference::swiglu_backward<T>,    reference::dag_pairs_forward<T>,
+    reference::rms_norm_forward<T>,   reference::rms_norm_backward<T>, reference::rope<T>,
+    reference::swiglu_forward<T>,     reference::swiglu_backward<T>,   reference::dag_pairs_forward<T>,
     reference::dag_pairs_backward<T>, reference::cross_entropy<T>};
 
 // gcc's check reads cpuid and, through xgetbv, whether the operating system saves the wide registers.
@@ -41,7 +41,8 @@ Isa choose_isa() {
     } else if (wanted == "avx2") {
       limit = Isa::kAvx2;
     } else if (wanted != "avx512") {
-      throw ConfigError(str("environment variable DAGMOE_ISA: found '", wanted, "', expected reference, avx2 or avx512"));
+      throw ConfigError(
+          str("environment variable DAGMOE_ISA: found '", wanted, "', expected reference, avx2 or avx512"));
     }
   }
   for (const Isa isa : {Isa::kAvx512, Isa::kAvx2}) {

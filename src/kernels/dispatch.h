@@ -25,8 +25,8 @@ struct KernelTable {
 enum class Isa { kReference, kAvx2, kAvx512 };
 const char* isa_name(Isa isa);
 
-/// T is float, Bf16 or double; double has only the reference table. Null when the processor or the operating system lacks the
-/// instructions; how tests reach every table.
+/// T is float, Bf16 or double; double has only the reference table. Null when the processor or the operating system
+/// lacks the instructions; how tests reach every table.
 template <class T>
 const KernelTable<T>* kernels_for(Isa isa);
 /// The best table here, chosen once. The environment variable DAGMOE_ISA=reference|avx2|avx512 lowers it, for tests.

@@ -5,7 +5,8 @@
 
 #include "kernels/element.h"
 
-// For the reference kernels and tests. The SIMD files never include this: it holds code, and the linker keeps one copy of it.
+// For the reference kernels and tests. The SIMD files never include this: it holds code, and the linker keeps one copy
+// of it.
 
 namespace dagmoe {
 

@@ -8,8 +8,8 @@
 #include "base/text.h"
 #include "kernels/cuda_kernels.h"
 
-// Plain CUDA twins of the reference kernels: a block of threads per row where a row is summed, a thread per element elsewhere.
-// No atomics: every sum has a fixed order.
+// Plain CUDA twins of the reference kernels: a block of threads per row where a row is summed, a thread per element
+// elsewhere. No atomics: every sum has a fixed order.
 
 namespace dagmoe::cuda {
 namespace {
@@ -113,7 +113,8 @@ __global__ void rms_norm_grad_x_kernel(RmsNormBackward<T> args) {
     const Real mean = over_block(sum, Sum()) / static_cast<Real>(args.D);
     for (std::int64_t i = threadIdx.x; i < args.D; i += kThreads) {
       const Real normed = to_accumulate(x_D[i]) * rstd;
-      args.grad_x_ND[n * args.D + i] = to_element<T>(rstd * (args.weight_D[i] * to_accumulate(dy_D[i]) - normed * mean));
+      args.grad_x_ND[n * args.D + i] =
+          to_element<T>(rstd * (args.weight_D[i] * to_accumulate(dy_D[i]) - normed * mean));
     }
   }
 }
@@ -165,7 +166,8 @@ __global__ void swiglu_forward_kernel(SwiGluForward<T> args) {
 template <class T>
 __global__ void swiglu_backward_kernel(SwiGluBackward<T> args) {
   for (std::int64_t n = first_element(); n < args.N; n += element_stride()) {
-    const auto gate = to_accumulate(args.gate_N[n]), up = to_accumulate(args.up_N[n]), dy = to_accumulate(args.grad_y_N[n]);
+    const auto gate = to_accumulate(args.gate_N[n]), up = to_accumulate(args.up_N[n]),
+               dy = to_accumulate(args.grad_y_N[n]);
     const auto q = sigmoid(gate);
     args.grad_up_N[n] = to_element<T>(dy * (gate * q));
     args.grad_gate_N[n] = to_element<T>(dy * up * silu_slope(gate, q));
@@ -224,7 +226,8 @@ __global__ void cross_entropy_kernel(CrossEntropy<T> args) {
     T* logits_V = args.logits_NV + n * args.V;
     const std::int64_t target = args.target_N[n];
     Real largest = -INFINITY;
-    for (std::int64_t v = threadIdx.x; v < args.V; v += kThreads) largest = Largest()(to_accumulate(logits_V[v]), largest);
+    for (std::int64_t v = threadIdx.x; v < args.V; v += kThreads)
+      largest = Largest()(to_accumulate(logits_V[v]), largest);
     largest = over_block(largest, Largest());
     Real sum = 0;
     for (std::int64_t v = threadIdx.x; v < args.V; v += kThreads) sum += exp(to_accumulate(logits_V[v]) - largest);

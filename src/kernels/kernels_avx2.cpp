@@ -1,5 +1,8 @@
+// The body is written in terms of the Vec that comes first.
+// clang-format off
 #include "kernels/vec_avx2.h"
 #include "kernels/simd_kernels.h"
+// clang-format on
 
 namespace dagmoe {
 

@@ -6,8 +6,8 @@
 #include "kernels/dispatch.h"
 #include "kernels/ops_support.h"
 
-// RMSNorm, RoPE, SwiGLU and the DAG's pair step. Each has a plain pair of functions, forward and backward, and a Function that
-// wires them into autograd. Inside them every tensor is contiguous; the public functions see to that.
+// RMSNorm, RoPE, SwiGLU and the DAG's pair step. Each has a plain pair of functions, forward and backward, and a
+// Function that wires them into autograd. Inside them every tensor is contiguous; the public functions see to that.
 
 namespace dagmoe {
 namespace ops {
@@ -290,7 +290,8 @@ at::Tensor rope(const at::Tensor& x_THd, const at::Tensor& cos_Td2, const at::Te
     ops::require(table.dim() == 2 && table.size(0) == x_THd.size(0) && table.size(1) * 2 == x_THd.size(2),
                  "rope: found table ", shape_text(table.sizes()), " with x ", shape_text(x_THd.sizes()));
     ops::require(table.scalar_type() == ops::accumulate_dtype(x_THd.scalar_type()),
-                 "rope: tables are float, or double with double activations; found ", at::toString(table.scalar_type()));
+                 "rope: tables are float, or double with double activations; found ",
+                 at::toString(table.scalar_type()));
   }
   const at::Tensor x = ops::with_contiguous_heads(x_THd), cosines = cos_Td2.contiguous(), sines = sin_Td2.contiguous();
   if (!ops::needs_gradient({x})) return ops::rotate(x, cosines, sines, 1);
@@ -299,15 +300,16 @@ at::Tensor rope(const at::Tensor& x_THd, const at::Tensor& cos_Td2, const at::Te
 
 at::Tensor swiglu(const at::Tensor& gate_XF, const at::Tensor& up_XF) {
   ops::require(gate_XF.sizes() == up_XF.sizes() && gate_XF.scalar_type() == up_XF.scalar_type(), "swiglu: found gate ",
-               shape_text(gate_XF.sizes()), " and up ", shape_text(up_XF.sizes()), ", expected the same shape and dtype");
+               shape_text(gate_XF.sizes()), " and up ", shape_text(up_XF.sizes()),
+               ", expected the same shape and dtype");
   const at::Tensor gate = gate_XF.contiguous(), up = up_XF.contiguous();
   if (!ops::needs_gradient({gate, up})) return ops::swiglu_forward(gate, up);
   return ops::SwiGluFunction::apply(gate, up);
 }
 
 at::Tensor dag_pairs(const at::Tensor& abce_TK4G) {
-  ops::require(abce_TK4G.dim() == 3 && abce_TK4G.size(2) % 4 == 0, "dag_pairs: found abce ", shape_text(abce_TK4G.sizes()),
-               ", expected [tokens, chosen experts, 4 x node width]");
+  ops::require(abce_TK4G.dim() == 3 && abce_TK4G.size(2) % 4 == 0, "dag_pairs: found abce ",
+               shape_text(abce_TK4G.sizes()), ", expected [tokens, chosen experts, 4 x node width]");
   const at::Tensor abce = abce_TK4G.contiguous();
   if (!ops::needs_gradient({abce})) return ops::dag_pairs_forward(abce);
   return ops::DagPairsFunction::apply(abce);

@@ -5,9 +5,9 @@
 #include <cstdint>
 #include <vector>
 
-// The only part of the kernels that sees tensors: checks shapes, picks CPU or CUDA and the kernel table, splits rows over threads,
-// wires autograd. Activations are float, bfloat16 or (for gradient checks) double; norm weights and cos/sin tables are float,
-// or double with double activations. Nothing is saved for backward that no gradient needs.
+// The only part of the kernels that sees tensors: checks shapes, picks CPU or CUDA and the kernel table, splits rows
+// over threads, wires autograd. Activations are float, bfloat16 or (for gradient checks) double; norm weights and
+// cos/sin tables are float, or double with double activations. Nothing is saved for backward that no gradient needs.
 // Letters: T tokens, D hidden, F expert width, H heads, d head width, K chosen experts, G DAG node width, V vocabulary,
 // R = T K routed rows, I/O inputs and outputs of a linear layer, X any leading dimensions.
 
@@ -23,8 +23,8 @@ at::Tensor swiglu(const at::Tensor& gate_XF, const at::Tensor& up_XF);
 at::Tensor dag_pairs(const at::Tensor& abce_TK4G);
 
 /// Causal attention inside each segment [offsets[s], offsets[s+1]) of the T tokens; k and v have fewer heads in
-/// grouped-query attention (heads h*H/Hk.. share one). Scale d^-1/2, softmax in float. LibTorch's flash kernel per segment; the S x S
-/// matrix never exists.
+/// grouped-query attention (heads h*H/Hk.. share one). Scale d^-1/2, softmax in float. LibTorch's flash kernel per
+/// segment; the S x S matrix never exists.
 at::Tensor segment_attention(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
                              const std::vector<std::int64_t>& segment_offsets);
 /// The slow twin: a full masked softmax, for tests and for double.
@@ -33,8 +33,8 @@ at::Tensor segment_attention_reference(const at::Tensor& q_THd, const at::Tensor
 
 /// Where routed rows lie: rows are (token, slot) pairs sorted by expert, ties in token order.
 struct RoutedRows {
-  at::Tensor token_of_row_R;   ///< int64: which token a row came from
-  at::Tensor row_of_slot_TK;   ///< int64: where token t's slot k went
+  at::Tensor token_of_row_R;  ///< int64: which token a row came from
+  at::Tensor row_of_slot_TK;  ///< int64: where token t's slot k went
   std::vector<std::int64_t> counts_E;
 };
 RoutedRows route_rows(const at::Tensor& expert_ids_TK, std::int64_t num_experts);
@@ -42,14 +42,16 @@ RoutedRows route_rows(const at::Tensor& expert_ids_TK, std::int64_t num_experts)
 at::Tensor gather_routed(const at::Tensor& x_TD, const RoutedRows& rows);
 /// y_RD -> y_TKD: back to token order.
 at::Tensor ungather_routed(const at::Tensor& y_RD, const RoutedRows& rows);
-/// y = x W_e^T over rows sorted by expert; one weight per expert, so no checkpoint layout forces a copy; an expert without
-/// rows costs nothing and gets a zero gradient.
+/// y = x W_e^T over rows sorted by expert; one weight per expert, so no checkpoint layout forces a copy; an expert
+/// without rows costs nothing and gets a zero gradient.
 at::Tensor grouped_linear(const at::Tensor& x_RI, const std::vector<at::Tensor>& weights_OI,
                           const std::vector<std::int64_t>& counts_E);
 
-/// scale * sum over tokens with label != -100 of cross entropy(hidden W^T, label), in nats; double scalar on CPU wrapped as a
-/// float tensor. The logits exist for one chunk of tokens at a time. The gradient is formed in the forward pass when it will be
-/// needed, so that no chunk is multiplied twice. `weight_VD` has the dtype of hidden (bf16 copy of an fp32 master is the caller's).
-at::Tensor masked_cross_entropy(const at::Tensor& hidden_TD, const at::Tensor& weight_VD, const at::Tensor& labels_T, double scale);
+/// scale * sum over tokens with label != -100 of cross entropy(hidden W^T, label), in nats; double scalar on CPU
+/// wrapped as a float tensor. The logits exist for one chunk of tokens at a time. The gradient is formed in the forward
+/// pass when it will be needed, so that no chunk is multiplied twice. `weight_VD` has the dtype of hidden (bf16 copy of
+/// an fp32 master is the caller's).
+at::Tensor masked_cross_entropy(const at::Tensor& hidden_TD, const at::Tensor& weight_VD, const at::Tensor& labels_T,
+                                double scale);
 
 }  // namespace dagmoe

@@ -24,8 +24,8 @@ Segment segment_at(const std::vector<std::int64_t>& offsets, std::int64_t index)
   return {offsets[at], offsets[at + 1] - offsets[at]};
 }
 
-// LibTorch's kernel takes [batch, head, token, d]. The key heads serve as the batch, so that grouped-query attention needs no
-// copy of k and v: the query heads of one group all see the same memory.
+// LibTorch's kernel takes [batch, head, token, d]. The key heads serve as the batch, so that grouped-query attention
+// needs no copy of k and v: the query heads of one group all see the same memory.
 at::Tensor query_view_kMSd(const at::Tensor& q_THd, Segment segment, std::int64_t num_kv_heads) {
   const std::int64_t H = q_THd.size(1), d = q_THd.size(2);
   return q_THd.narrow(0, segment.begin, segment.size)
@@ -74,7 +74,8 @@ AttentionGradients attention_backward(const variable_list& saved, const at::Tens
   const at::Tensor &q_THd = saved[0], &k_THkd = saved[1], &v_THkd = saved[2], &out_THd = saved[3];
   const std::int64_t num_kv_heads = k_THkd.size(1), group = q_THd.size(1) / num_kv_heads;
   const auto num_segments = static_cast<std::int64_t>(offsets.size()) - 1;
-  const AttentionGradients gradients = {at::empty(q_THd.sizes(), q_THd.options()), at::empty(k_THkd.sizes(), k_THkd.options()),
+  const AttentionGradients gradients = {at::empty(q_THd.sizes(), q_THd.options()),
+                                        at::empty(k_THkd.sizes(), k_THkd.options()),
                                         at::empty(v_THkd.sizes(), v_THkd.options())};
   at::parallel_for(0, num_segments, 1, [&](std::int64_t first, std::int64_t last) {
     const at::AutoDispatchBelowADInplaceOrView no_autograd;
@@ -95,8 +96,8 @@ AttentionGradients attention_backward(const variable_list& saved, const at::Tens
 }
 
 struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
-  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
-                            const std::vector<std::int64_t>& offsets) {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q_THd, const at::Tensor& k_THkd,
+                            const at::Tensor& v_THkd, const std::vector<std::int64_t>& offsets) {
     const AttentionResult result = attention_forward(q_THd, k_THkd, v_THkd, offsets);
     variable_list saved = {q_THd, k_THkd, v_THkd, result.out_THd};
     saved.insert(saved.end(), result.logsumexp.begin(), result.logsumexp.end());
@@ -121,9 +122,9 @@ at::Tensor attention_on_gpu(const at::Tensor& q_THd, const at::Tensor& k_THkd, c
     const auto heads_first = [&](const at::Tensor& x_THd) {
       return x_THd.narrow(0, segment.begin, segment.size).transpose(0, 1).unsqueeze(0);
     };
-    const at::Tensor out_1HSd =
-        at::scaled_dot_product_attention(heads_first(q_THd), heads_first(k_THkd), heads_first(v_THkd), {}, 0.0,
-                                         /*is_causal=*/true, std::nullopt, /*enable_gqa=*/q_THd.size(1) != k_THkd.size(1));
+    const at::Tensor out_1HSd = at::scaled_dot_product_attention(
+        heads_first(q_THd), heads_first(k_THkd), heads_first(v_THkd), {}, 0.0,
+        /*is_causal=*/true, std::nullopt, /*enable_gqa=*/q_THd.size(1) != k_THkd.size(1));
     parts.push_back(out_1HSd.squeeze(0).transpose(0, 1));
   }
   return parts.empty() ? at::zeros_like(q_THd) : at::cat(parts);
@@ -131,8 +132,9 @@ at::Tensor attention_on_gpu(const at::Tensor& q_THd, const at::Tensor& k_THkd, c
 
 void check_attention(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
                      const std::vector<std::int64_t>& offsets) {
-  require(q_THd.dim() == 3 && k_THkd.dim() == 3 && k_THkd.sizes() == v_THkd.sizes() && q_THd.size(0) == k_THkd.size(0) &&
-              q_THd.size(2) == k_THkd.size(2) && k_THkd.size(1) > 0 && q_THd.size(1) % k_THkd.size(1) == 0,
+  require(q_THd.dim() == 3 && k_THkd.dim() == 3 && k_THkd.sizes() == v_THkd.sizes() &&
+              q_THd.size(0) == k_THkd.size(0) && q_THd.size(2) == k_THkd.size(2) && k_THkd.size(1) > 0 &&
+              q_THd.size(1) % k_THkd.size(1) == 0,
           "segment_attention: found q ", shape_text(q_THd.sizes()), ", k ", shape_text(k_THkd.sizes()), ", v ",
           shape_text(v_THkd.sizes()));
   require(!offsets.empty() && offsets.front() == 0 && offsets.back() == q_THd.size(0) &&
@@ -150,7 +152,8 @@ at::Tensor segment_attention(const at::Tensor& q_THd, const at::Tensor& k_THkd, 
   ops::check_attention(q_THd, k_THkd, v_THkd, segment_offsets);
   if (q_THd.scalar_type() == at::kDouble) return segment_attention_reference(q_THd, k_THkd, v_THkd, segment_offsets);
   if (q_THd.is_cuda()) return ops::attention_on_gpu(q_THd, k_THkd, v_THkd, segment_offsets);
-  const at::Tensor q = ops::with_unit_stride(q_THd), k = ops::with_unit_stride(k_THkd), v = ops::with_unit_stride(v_THkd);
+  const at::Tensor q = ops::with_unit_stride(q_THd), k = ops::with_unit_stride(k_THkd),
+                   v = ops::with_unit_stride(v_THkd);
   if (!ops::needs_gradient({q, k, v})) return ops::attention_forward(q, k, v, segment_offsets).out_THd;
   return ops::AttentionFunction::apply(q, k, v, segment_offsets);
 }

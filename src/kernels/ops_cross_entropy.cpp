@@ -5,7 +5,8 @@
 #include "kernels/ops.h"
 #include "kernels/ops_support.h"
 
-// The language-model head and its loss, together, so that the logits of all tokens never exist at once. N: supervised tokens.
+// The language-model head and its loss, together, so that the logits of all tokens never exist at once. N: supervised
+// tokens.
 
 namespace dagmoe {
 namespace ops {
@@ -61,12 +62,12 @@ class GradientSum {
 };
 
 struct LossResult {
-  at::Tensor loss;                   // scalar
+  at::Tensor loss;                            // scalar
   at::Tensor grad_hidden_TD, grad_weight_VD;  // undefined when not wanted
 };
 
-LossResult masked_loss(const at::Tensor& hidden_TD, const at::Tensor& weight_VD, const at::Tensor& labels_T, double scale,
-                       bool wants_hidden, bool wants_weight) {
+LossResult masked_loss(const at::Tensor& hidden_TD, const at::Tensor& weight_VD, const at::Tensor& labels_T,
+                       double scale, bool wants_hidden, bool wants_weight) {
   const at::Tensor index_N = at::nonzero(labels_T != kIgnoredLabel).squeeze(1);
   const std::int64_t N = index_N.size(0), num_tokens = hidden_TD.size(0), V = weight_VD.size(0);
   const bool wants_gradient = wants_hidden || wants_weight;
@@ -81,7 +82,8 @@ LossResult masked_loss(const at::Tensor& hidden_TD, const at::Tensor& weight_VD,
   const at::Tensor target_N = N == num_tokens ? labels_T : labels_T.index_select(0, index_N);
   const auto [least, most] = at::aminmax(target_N);
   require(least.item<std::int64_t>() >= 0 && most.item<std::int64_t>() < V, "masked_cross_entropy: found labels ",
-          least.item<std::int64_t>(), " to ", most.item<std::int64_t>(), ", expected 0 to ", V - 1, " or ", kIgnoredLabel);
+          least.item<std::int64_t>(), " to ", most.item<std::int64_t>(), ", expected 0 to ", V - 1, " or ",
+          kIgnoredLabel);
 
   const at::Tensor loss_N = at::empty({N}, hidden_TD.options().dtype(at::kDouble));
   const at::Tensor buffer_CV = at::empty({std::min(N, kRowsPerChunk), V}, hidden_TD.options());
@@ -138,7 +140,8 @@ at::Tensor masked_cross_entropy(const at::Tensor& hidden_TD, const at::Tensor& w
                at::toString(hidden_TD.scalar_type()), " and weight ", shape_text(weight_VD.sizes()), " of ",
                at::toString(weight_VD.scalar_type()));
   ops::require(labels_T.dim() == 1 && labels_T.size(0) == hidden_TD.size(0) && labels_T.scalar_type() == at::kLong,
-               "masked_cross_entropy: found labels ", shape_text(labels_T.sizes()), ", expected int64 [", hidden_TD.size(0), "]");
+               "masked_cross_entropy: found labels ", shape_text(labels_T.sizes()), ", expected int64 [",
+               hidden_TD.size(0), "]");
   const at::Tensor hidden = hidden_TD.contiguous(), labels = labels_T.contiguous();
   if (!ops::needs_gradient({hidden, weight_VD})) {
     return ops::masked_loss(hidden, weight_VD, labels, scale, /*wants_hidden=*/false, /*wants_weight=*/false).loss;

@@ -52,14 +52,16 @@ at::Tensor permute_rows(const at::Tensor& source_RD, const at::Tensor& target_R)
   char* result = static_cast<char*>(result_RD.mutable_data_ptr());
   parallel_rows(source_RD.size(0), source_RD.size(1), [&](std::int64_t begin, std::int64_t end) {
     for (std::int64_t n = begin; n < end; ++n) {
-      std::memcpy(result + static_cast<std::size_t>(targets[n]) * row_bytes, source + static_cast<std::size_t>(n) * row_bytes,
-                  row_bytes);
+      std::memcpy(result + static_cast<std::size_t>(targets[n]) * row_bytes,
+                  source + static_cast<std::size_t>(n) * row_bytes, row_bytes);
     }
   });
   return result_RD;
 }
 
-at::Tensor select_rows(const at::Tensor& source_XD, const at::Tensor& index_R) { return source_XD.index_select(0, index_R); }
+at::Tensor select_rows(const at::Tensor& source_XD, const at::Tensor& index_R) {
+  return source_XD.index_select(0, index_R);
+}
 
 struct GatherFunction : torch::autograd::Function<GatherFunction> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x_TD, const at::Tensor& token_of_row_R,
@@ -75,7 +77,8 @@ struct GatherFunction : torch::autograd::Function<GatherFunction> {
 struct UngatherFunction : torch::autograd::Function<UngatherFunction> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& y_RD, const at::Tensor& row_of_slot_TK) {
     ctx->save_for_backward({row_of_slot_TK});
-    return select_rows(y_RD, row_of_slot_TK.flatten()).view({row_of_slot_TK.size(0), row_of_slot_TK.size(1), y_RD.size(1)});
+    return select_rows(y_RD, row_of_slot_TK.flatten())
+        .view({row_of_slot_TK.size(0), row_of_slot_TK.size(1), y_RD.size(1)});
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     const at::Tensor row_of_slot_TK = ctx->get_saved_variables()[0];
@@ -87,7 +90,9 @@ struct UngatherFunction : torch::autograd::Function<UngatherFunction> {
 // ---- one matrix per expert
 
 // result = left right, written into a slice of a larger tensor.
-void multiply_into(at::Tensor result, const at::Tensor& left, const at::Tensor& right) { at::mm_out(result, left, right); }
+void multiply_into(at::Tensor result, const at::Tensor& left, const at::Tensor& right) {
+  at::mm_out(result, left, right);
+}
 
 // f(expert, first row, number of rows) for every expert that has rows.
 template <class F>
@@ -99,7 +104,8 @@ void for_each_expert(const std::vector<std::int64_t>& counts_E, F f) {
   }
 }
 
-at::Tensor grouped_forward(const at::Tensor& x_RI, at::TensorList weights_OI, const std::vector<std::int64_t>& counts_E) {
+at::Tensor grouped_forward(const at::Tensor& x_RI, at::TensorList weights_OI,
+                           const std::vector<std::int64_t>& counts_E) {
   const at::Tensor y_RO = at::empty({x_RI.size(0), weights_OI[0].size(0)}, x_RI.options());
   for_each_expert(counts_E, [&](std::size_t expert, std::int64_t first, std::int64_t count) {
     multiply_into(y_RO.narrow(0, first, count), x_RI.narrow(0, first, count), weights_OI[expert].t());
@@ -107,7 +113,8 @@ at::Tensor grouped_forward(const at::Tensor& x_RI, at::TensorList weights_OI, co
   return y_RO;
 }
 
-at::Tensor grouped_grad_x(const at::Tensor& grad_y_RO, at::TensorList weights_OI, const std::vector<std::int64_t>& counts_E) {
+at::Tensor grouped_grad_x(const at::Tensor& grad_y_RO, at::TensorList weights_OI,
+                          const std::vector<std::int64_t>& counts_E) {
   const at::Tensor grad_x_RI = at::empty({grad_y_RO.size(0), weights_OI[0].size(1)}, grad_y_RO.options());
   for_each_expert(counts_E, [&](std::size_t expert, std::int64_t first, std::int64_t count) {
     multiply_into(grad_x_RI.narrow(0, first, count), grad_y_RO.narrow(0, first, count), weights_OI[expert]);
@@ -120,8 +127,8 @@ struct GroupedLinearFunction : torch::autograd::Function<GroupedLinearFunction> 
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x_RI, at::TensorList weights_OI,
                             const std::vector<std::int64_t>& counts_E) {
     variable_list saved(1 + weights_OI.size());
-    const bool any_weight_trains =
-        std::any_of(weights_OI.begin(), weights_OI.end(), [](const at::Tensor& weight) { return weight.requires_grad(); });
+    const bool any_weight_trains = std::any_of(weights_OI.begin(), weights_OI.end(),
+                                               [](const at::Tensor& weight) { return weight.requires_grad(); });
     if (any_weight_trains) saved[0] = x_RI;
     if (x_RI.requires_grad()) std::copy(weights_OI.begin(), weights_OI.end(), saved.begin() + 1);
     ctx->save_for_backward(std::move(saved));
@@ -162,13 +169,15 @@ RoutedRows route_rows(const at::Tensor& expert_ids_TK, std::int64_t num_experts)
   RoutedRows rows;
   rows.counts_E.assign(static_cast<std::size_t>(num_experts), 0);
   for (std::int64_t slot = 0; slot < num_rows; ++slot) {
-    ops::require(ids[slot] >= 0 && ids[slot] < num_experts, "route_rows: found expert ", ids[slot], " of ", num_experts);
+    ops::require(ids[slot] >= 0 && ids[slot] < num_experts, "route_rows: found expert ", ids[slot], " of ",
+                 num_experts);
     ++rows.counts_E[static_cast<std::size_t>(ids[slot])];
   }
   // A counting sort: next_row[e] is where the next slot that chose expert e goes.
   std::vector<std::int64_t> next_row(rows.counts_E.size());
   std::exclusive_scan(rows.counts_E.begin(), rows.counts_E.end(), next_row.begin(), std::int64_t{0});
-  const at::Tensor token_of_row_R = at::empty({num_rows}, at::kLong), row_of_slot_TK = at::empty(ids_TK.sizes(), at::kLong);
+  const at::Tensor token_of_row_R = at::empty({num_rows}, at::kLong),
+                   row_of_slot_TK = at::empty(ids_TK.sizes(), at::kLong);
   auto* token_of_row = token_of_row_R.mutable_data_ptr<std::int64_t>();
   auto* row_of_slot = row_of_slot_TK.mutable_data_ptr<std::int64_t>();
   for (std::int64_t slot = 0; slot < num_rows; ++slot) {
@@ -200,18 +209,21 @@ at::Tensor ungather_routed(const at::Tensor& y_RD, const RoutedRows& rows) {
 
 at::Tensor grouped_linear(const at::Tensor& x_RI, const std::vector<at::Tensor>& weights_OI,
                           const std::vector<std::int64_t>& counts_E) {
-  ops::require(x_RI.dim() == 2 && !weights_OI.empty() && weights_OI.size() == counts_E.size(), "grouped_linear: found x ",
-               shape_text(x_RI.sizes()), ", ", weights_OI.size(), " weights and ", counts_E.size(), " counts");
+  ops::require(x_RI.dim() == 2 && !weights_OI.empty() && weights_OI.size() == counts_E.size(),
+               "grouped_linear: found x ", shape_text(x_RI.sizes()), ", ", weights_OI.size(), " weights and ",
+               counts_E.size(), " counts");
   ops::require(std::accumulate(counts_E.begin(), counts_E.end(), std::int64_t{0}) == x_RI.size(0),
                "grouped_linear: the counts must add up to the ", x_RI.size(0), " rows");
   for (const at::Tensor& weight_OI : weights_OI) {
-    ops::require(weight_OI.dim() == 2 && weight_OI.sizes() == weights_OI[0].sizes() && weight_OI.size(1) == x_RI.size(1) &&
-                     weight_OI.scalar_type() == x_RI.scalar_type(),
-                 "grouped_linear: found weight ", shape_text(weight_OI.sizes()), " of ", at::toString(weight_OI.scalar_type()),
-                 " with x ", shape_text(x_RI.sizes()), " of ", at::toString(x_RI.scalar_type()));
+    ops::require(weight_OI.dim() == 2 && weight_OI.sizes() == weights_OI[0].sizes() &&
+                     weight_OI.size(1) == x_RI.size(1) && weight_OI.scalar_type() == x_RI.scalar_type(),
+                 "grouped_linear: found weight ", shape_text(weight_OI.sizes()), " of ",
+                 at::toString(weight_OI.scalar_type()), " with x ", shape_text(x_RI.sizes()), " of ",
+                 at::toString(x_RI.scalar_type()));
   }
   const at::Tensor x = x_RI.contiguous();
-  if (!ops::needs_gradient({x}) && !ops::needs_gradient(weights_OI)) return ops::grouped_forward(x, weights_OI, counts_E);
+  if (!ops::needs_gradient({x}) && !ops::needs_gradient(weights_OI))
+    return ops::grouped_forward(x, weights_OI, counts_E);
   return ops::GroupedLinearFunction::apply(x, at::TensorList(weights_OI), counts_E);
 }
 

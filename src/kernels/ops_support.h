@@ -72,11 +72,12 @@ inline bool needs_gradient(at::TensorList tensors) {
 template <class F>
 void parallel_rows(std::int64_t num_rows, std::int64_t elements_per_row, F f) {
   constexpr std::int64_t kElementsPerTask = 16384;
-  at::parallel_for(0, num_rows, std::max<std::int64_t>(1, kElementsPerTask / std::max<std::int64_t>(1, elements_per_row)), f);
+  at::parallel_for(0, num_rows,
+                   std::max<std::int64_t>(1, kElementsPerTask / std::max<std::int64_t>(1, elements_per_row)), f);
 }
 
-/// Calls launch(stream) when `tensor` is on a GPU, and says whether it was. In a program built without CUDA, `launch` is never
-/// instantiated, so it may name kernels that are not there.
+/// Calls launch(stream) when `tensor` is on a GPU, and says whether it was. In a program built without CUDA, `launch`
+/// is never instantiated, so it may name kernels that are not there.
 template <class Launch>
 bool launched_on_cuda(const at::Tensor& tensor, Launch launch) {
 #ifdef DAGMOE_WITH_CUDA

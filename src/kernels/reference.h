@@ -6,8 +6,8 @@
 #include "kernels/rope.h"
 #include "kernels/swiglu.h"
 
-/// The slow, readable twin of every kernel, for float, Bf16 and double. Sums over long rows are double whatever T is, so that
-/// the judge is more exact than what it judges.
+/// The slow, readable twin of every kernel, for float, Bf16 and double. Sums over long rows are double whatever T is,
+/// so that the judge is more exact than what it judges.
 namespace dagmoe::reference {
 
 template <class T>

@@ -25,8 +25,8 @@ struct RmsNormBackward {
   const Accumulate<T>* weight_D;
   const Accumulate<T>* rstd_N;
   const T* grad_y_ND;
-  T* grad_x_ND;                 ///< null when not wanted
-  Accumulate<T>* grad_weight_D; ///< added to; null when not wanted
+  T* grad_x_ND;                  ///< null when not wanted
+  Accumulate<T>* grad_weight_D;  ///< added to; null when not wanted
 };
 
 }  // namespace dagmoe

@@ -5,9 +5,10 @@
 #include "kernels/reference.h"
 #include "kernels/simd_tables.h"
 
-// Every kernel once, over the type Vec of the file that includes this: kernels_avx2.cpp or kernels_avx512.cpp, right after its
-// vec_*.h. All of it has internal linkage and no standard header with code is included: the linker keeps one copy of an inline
-// function, and if that were the one compiled here, unrelated code would die on an older processor. A test reads the symbols.
+// Every kernel once, over the type Vec of the file that includes this: kernels_avx2.cpp or kernels_avx512.cpp, right
+// after its vec_*.h. All of it has internal linkage and no standard header with code is included: the linker keeps one
+// copy of an inline function, and if that were the one compiled here, unrelated code would die on an older processor. A
+// test reads the symbols.
 
 namespace dagmoe {
 namespace {
@@ -32,7 +33,8 @@ void for_each_block(std::int64_t size, Body body) {
   if (i < size) body(i, first_lanes(size - i));
 }
 
-/// The sum of term(first, lanes) over all blocks; term is 0 in lanes outside the mask. Four sums hide the latency of addition.
+/// The sum of term(first, lanes) over all blocks; term is 0 in lanes outside the mask. Four sums hide the latency of
+/// addition.
 template <class Term>
 float sum_blocks(std::int64_t size, Term term) {
   Vec sums[4] = {set(0), set(0), set(0), set(0)};
@@ -45,7 +47,8 @@ float sum_blocks(std::int64_t size, Term term) {
   return sum((sums[0] + sums[1]) + (sums[2] + sums[3]));
 }
 
-/// e^x within about one unit in the last place: x = n ln 2 + r, |r| <= ln 2 / 2, with the polynomial of Cephes' expf for e^r.
+/// e^x within about one unit in the last place: x = n ln 2 + r, |r| <= ln 2 / 2, with the polynomial of Cephes' expf
+/// for e^r.
 Vec exp(Vec x) {
   // Beyond these the result is 0 or infinity. NaN is the second operand, so it passes.
   const Vec bounded = min(set(89.0F), max(set(-104.0F), x));
@@ -242,7 +245,7 @@ void cross_entropy(const CrossEntropy<T>& args) {
 
 template <class T>
 constexpr KernelTable<T> simd_table() {
-  return {rms_norm_forward<T>, rms_norm_backward<T>, rope<T>,          swiglu_forward<T>, swiglu_backward<T>,
+  return {rms_norm_forward<T>,  rms_norm_backward<T>,  rope<T>,         swiglu_forward<T>, swiglu_backward<T>,
           dag_pairs_forward<T>, dag_pairs_backward<T>, cross_entropy<T>};
 }
 

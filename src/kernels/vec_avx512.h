@@ -49,9 +49,7 @@ inline void store(float* to, Vec a, Mask mask) { _mm512_mask_storeu_ps(to, mask,
 inline Vec load(const float* from) { return {_mm512_loadu_ps(from)}; }
 inline void store(float* to, Vec a) { _mm512_storeu_ps(to, a.lanes); }
 
-inline Vec widen(__m256i bits) {
-  return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))};
-}
+inline Vec widen(__m256i bits) { return {_mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16))}; }
 /// To nearest, ties to even; a NaN keeps its upper bits and becomes quiet.
 inline __m256i narrow(Vec a) {
   const __m512i bits = _mm512_castps_si512(a.lanes);

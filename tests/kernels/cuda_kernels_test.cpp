@@ -26,7 +26,8 @@ using Op = std::function<at::Tensor(const std::vector<at::Tensor>& inputs, at::D
 void require_devices_agree(const Op& op, const std::vector<at::Tensor>& inputs, at::ScalarType dtype, double atol) {
   const auto run = [&](at::Device device) {
     std::vector<at::Tensor> in;
-    for (const at::Tensor& input : inputs) in.push_back(input.to(device, dtype).detach().clone().set_requires_grad(true));
+    for (const at::Tensor& input : inputs)
+      in.push_back(input.to(device, dtype).detach().clone().set_requires_grad(true));
     const at::Tensor out = op(in, device);
     auto results = torch::autograd::grad({out}, in, {random_values(out.sizes(), 77, out.scalar_type()).to(device)});
     results.push_back(out.detach());
@@ -43,28 +44,39 @@ void require_devices_agree(const Op& op, const std::vector<at::Tensor>& inputs, 
 
 TEST_CASE("cuda: every op agrees with the CPU, output and gradients", "[kernels][gpu]") {
   if (!at::hasCUDA()) DAGMOE_SKIP("no GPU here, or a program built without DAGMOE_CUDA");
-  const at::Tensor weight = random_values({133}, 1), angle = random_values({70, 9}, 2), head = random_values({333, 32}, 3);
-  const at::Tensor ids = std::get<1>(random_values({70, 6}, 4).topk(3, 1)), labels = at::arange(70).masked_fill(at::arange(70) < 9, -100);
+  const at::Tensor weight = random_values({133}, 1), angle = random_values({70, 9}, 2),
+                   head = random_values({333, 32}, 3);
+  const at::Tensor ids = std::get<1>(random_values({70, 6}, 4).topk(3, 1)),
+                   labels = at::arange(70).masked_fill(at::arange(70) < 9, -100);
   for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
     // Products and attention sum in another order, and round bfloat16 at other places.
     const double exact = kFloatTolerance, summed = dtype == at::kFloat ? 1e-4 : 0.05;
     const auto rms = [&](const auto& in, at::Device device) { return rms_norm(in[0], weight.to(device), 1e-5); };
     require_devices_agree(rms, {random_values({70, 133}, 5)}, dtype, exact);
-    const auto turned = [&](const auto& in, at::Device device) { return rope(in[0], angle.cos().to(device), angle.sin().to(device)); };
+    const auto turned = [&](const auto& in, at::Device device) {
+      return rope(in[0], angle.cos().to(device), angle.sin().to(device));
+    };
     require_devices_agree(turned, {random_values({70, 3, 18}, 6)}, dtype, exact);
     const auto glu = [](const auto& in, at::Device) { return swiglu(in[0], in[1]); };
     require_devices_agree(glu, {random_values({70, 133}, 7), random_values({70, 133}, 8)}, dtype, exact);
     const auto pairs = [](const auto& in, at::Device) { return dag_pairs(in[0]); };
     require_devices_agree(pairs, {random_values({70, 4, 4 * 19}, 9)}, dtype, exact);
-    const auto attention = [](const auto& in, at::Device) { return segment_attention(in[0], in[1], in[2], {0, 1, 30, 70}); };
-    require_devices_agree(attention, {random_values({70, 6, 16}, 10), random_values({70, 2, 16}, 11), random_values({70, 2, 16}, 12)},
-                          dtype, summed);
+    const auto attention = [](const auto& in, at::Device) {
+      return segment_attention(in[0], in[1], in[2], {0, 1, 30, 70});
+    };
+    require_devices_agree(
+        attention, {random_values({70, 6, 16}, 10), random_values({70, 2, 16}, 11), random_values({70, 2, 16}, 12)},
+        dtype, summed);
     const auto routed = [&](const auto& in, at::Device device) {
       const RoutedRows rows = route_rows(ids.to(device), 6);
-      return ungather_routed(grouped_linear(gather_routed(in[0], rows), {in[1], in[1], in[2], in[2], in[1], in[1]}, rows.counts_E), rows);
+      return ungather_routed(
+          grouped_linear(gather_routed(in[0], rows), {in[1], in[1], in[2], in[2], in[1], in[1]}, rows.counts_E), rows);
     };
-    require_devices_agree(routed, {random_values({70, 32}, 13), random_values({24, 32}, 14), random_values({24, 32}, 15)}, dtype, summed);
-    const auto loss = [&](const auto& in, at::Device device) { return masked_cross_entropy(in[0], in[1], labels.to(device), 1.0 / 64); };
+    require_devices_agree(
+        routed, {random_values({70, 32}, 13), random_values({24, 32}, 14), random_values({24, 32}, 15)}, dtype, summed);
+    const auto loss = [&](const auto& in, at::Device device) {
+      return masked_cross_entropy(in[0], in[1], labels.to(device), 1.0 / 64);
+    };
     require_devices_agree(loss, {random_values({70, 32}, 16), head}, dtype, summed);
   }
 }

@@ -29,7 +29,8 @@ template <class Attention>
 std::vector<at::Tensor> run(Attention attention, const Inputs& inputs, at::ScalarType dtype,
                             const std::vector<std::int64_t>& offsets) {
   std::vector<at::Tensor> in;
-  for (const at::Tensor& tensor : {inputs.q, inputs.k, inputs.v}) in.push_back(tensor.to(dtype).clone().set_requires_grad(true));
+  for (const at::Tensor& tensor : {inputs.q, inputs.k, inputs.v})
+    in.push_back(tensor.to(dtype).clone().set_requires_grad(true));
   const at::Tensor out = attention(in[0], in[1], in[2], offsets);
   auto results = torch::autograd::grad({out}, in, {inputs.factors.to(dtype)});
   results.insert(results.begin(), out.detach());
@@ -52,7 +53,8 @@ TEST_CASE("segment_attention: a packed row gives what separate rows give", "[ker
   const Inputs in = random_inputs(120, 4, 2, 8, at::kFloat);
   const at::Tensor out = segment_attention(in.q, in.k, in.v, kOffsets);
   const auto part = [](const at::Tensor& x) { return x.narrow(0, 9, 33); };
-  require_close(part(out), segment_attention(part(in.q), part(in.k), part(in.v), {0, 33}), kFloatTolerance, kFloatTolerance);
+  require_close(part(out), segment_attention(part(in.q), part(in.k), part(in.v), {0, 33}), kFloatTolerance,
+                kFloatTolerance);
 }
 
 TEST_CASE("segment_attention: float equals the reference in double, output and gradients", "[kernels]") {
@@ -90,7 +92,9 @@ TEST_CASE("segment_attention: gradients of the reference match central differenc
   const Inputs in = random_inputs(9, 4, 2, 3, at::kDouble);
   const auto trained = [](const at::Tensor& x) { return x.clone().set_requires_grad(true); };
   require_gradients_match(
-      [](const std::vector<at::Tensor>& x) { return segment_attention(x[0], x[1], x[2], {0, 1, 5, 9}); },
+      [](const std::vector<at::Tensor>& x) {
+        return segment_attention(x[0], x[1], x[2], {0, 1, 5, 9});
+      },
       {trained(in.q), trained(in.k), trained(in.v)});
 }
 

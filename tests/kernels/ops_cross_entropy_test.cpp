@@ -21,9 +21,12 @@ struct Inputs {
 // About a third of the labels is ignored.
 Inputs random_inputs(std::int64_t num_tokens, std::int64_t D, std::int64_t V, at::ScalarType dtype) {
   auto generator = at::make_generator<at::CPUGeneratorImpl>(5);
-  const auto random = [&](at::IntArrayRef shape) { return at::randn(shape, generator, at::TensorOptions(at::kDouble)); };
+  const auto random = [&](at::IntArrayRef shape) {
+    return at::randn(shape, generator, at::TensorOptions(at::kDouble));
+  };
   const at::Tensor labels = at::randint(0, V, {num_tokens}, generator, at::kLong);
-  return {random({num_tokens, D}).to(dtype), random({V, D}).to(dtype), labels.masked_fill(random({num_tokens}) < -0.4, kIgnored)};
+  return {random({num_tokens, D}).to(dtype), random({V, D}).to(dtype),
+          labels.masked_fill(random({num_tokens}) < -0.4, kIgnored)};
 }
 at::Tensor expected_loss(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& labels, double scale) {
   return at::cross_entropy_loss(at::linear(hidden, weight), labels, {}, at::Reduction::Sum, kIgnored) * scale;
@@ -32,17 +35,21 @@ at::Tensor trained(const at::Tensor& tensor) { return tensor.detach().clone().se
 
 }  // namespace
 
-TEST_CASE("masked_cross_entropy: equals LibTorch's cross entropy, loss and gradients, over several chunks", "[kernels]") {
+TEST_CASE("masked_cross_entropy: equals LibTorch's cross entropy, loss and gradients, over several chunks",
+          "[kernels]") {
   for (const std::int64_t num_tokens : {1, 100, 1700}) {
     INFO(num_tokens << " tokens");
     const Inputs in = random_inputs(num_tokens, 8, 50, at::kDouble);
-    const std::vector<at::Tensor> ours = {trained(in.hidden), trained(in.weight)}, theirs = {trained(in.hidden), trained(in.weight)};
+    const std::vector<at::Tensor> ours = {trained(in.hidden), trained(in.weight)},
+                                  theirs = {trained(in.hidden), trained(in.weight)};
     const at::Tensor loss = masked_cross_entropy(ours[0], ours[1], in.labels, 0.125);
     const at::Tensor expected = expected_loss(theirs[0], theirs[1], in.labels, 0.125);
     require_close(loss, expected, kDoubleTolerance, kDoubleTolerance);
     // A factor of its own, as a caller's division by the micro batches gives.
-    const auto grads = torch::autograd::grad({loss * 3}, ours), expected_grads = torch::autograd::grad({expected * 3}, theirs);
-    for (std::size_t i = 0; i < ours.size(); ++i) require_close(grads[i], expected_grads[i], kDoubleTolerance, kDoubleTolerance);
+    const auto grads = torch::autograd::grad({loss * 3}, ours),
+               expected_grads = torch::autograd::grad({expected * 3}, theirs);
+    for (std::size_t i = 0; i < ours.size(); ++i)
+      require_close(grads[i], expected_grads[i], kDoubleTolerance, kDoubleTolerance);
   }
 }
 
@@ -114,5 +121,6 @@ TEST_CASE("masked_cross_entropy: a label outside the vocabulary is an internal e
   for (const std::int64_t label : {3, -1, -99}) {
     REQUIRE_THROWS_AS(masked_cross_entropy(hidden, weight, at::tensor({label}), 1), InternalError);
   }
-  REQUIRE_THROWS_AS(masked_cross_entropy(hidden, at::ones({3, 2}, at::kBFloat16), at::zeros({1}, at::kLong), 1), InternalError);
+  REQUIRE_THROWS_AS(masked_cross_entropy(hidden, at::ones({3, 2}, at::kBFloat16), at::zeros({1}, at::kLong), 1),
+                    InternalError);
 }

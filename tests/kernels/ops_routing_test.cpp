@@ -48,7 +48,7 @@ TEST_CASE("route_rows: rows are sorted by expert, ties in token order", "[kernel
   const RoutedRows rows = route_rows(at::tensor({2, 0, 0, 3, 2, 0}, at::kLong).view({3, 2}), 5);
   REQUIRE(rows.counts_E == std::vector<std::int64_t>{3, 0, 2, 1, 0});
   require_equal(rows.token_of_row_R, at::tensor({0, 1, 2, 0, 2, 1}));
-  require_equal(rows.row_of_slot_TK, at::tensor({{3, 0}, {1, 5}, {4, 2}}));
+  require_equal(rows.row_of_slot_TK, at::tensor({3, 0, 1, 5, 4, 2}).view({3, 2}));
 }
 
 TEST_CASE("route_rows: every slot has one row, and that row is its token's", "[kernels]") {
@@ -100,8 +100,9 @@ TEST_CASE("grouped_linear: equals one linear map per expert, empty experts inclu
 
 TEST_CASE("grouped_linear: gradients match central differences, for any subset of what trains", "[kernels]") {
   // Which of x and the five weights train; experts 1 and 4 have no rows.
-  const std::vector<std::vector<bool>> subsets = {
-      {true, true, true, true, true, true}, {true, false, false, false, false, false}, {false, true, true, false, false, false}};
+  const std::vector<std::vector<bool>> subsets = {{true, true, true, true, true, true},
+                                                  {true, false, false, false, false, false},
+                                                  {false, true, true, false, false, false}};
   for (const auto& trains : subsets) {
     std::vector<at::Tensor> inputs = {random_values({44, 3}, 1)};
     for (const at::Tensor& weight : random_weights(2, 3)) inputs.push_back(weight);
@@ -135,7 +136,8 @@ TEST_CASE("grouped_linear: float and bfloat16 agree with double", "[kernels]") {
     const at::Tensor low_y = grouped_linear(low[0], {low.begin() + 1, low.end()}, kCounts);
     const at::Tensor high_y = expert_by_expert(high[0], {high.begin() + 1, high.end()});
     // Sums of some 40 products of size 1: their error is that of numbers of size 10.
-    const double atol = dtype == at::kFloat ? 1e-4 : 1e-2, rtol = dtype == at::kFloat ? kFloatTolerance : kBf16Tolerance;
+    const double atol = dtype == at::kFloat ? 1e-4 : 1e-2,
+                 rtol = dtype == at::kFloat ? kFloatTolerance : kBf16Tolerance;
     REQUIRE(low_y.scalar_type() == dtype);
     require_close(low_y, high_y, atol, rtol);
     const auto low_grads = torch::autograd::grad({low_y}, low, {grad});
@@ -155,7 +157,8 @@ TEST_CASE("grouped_linear: a weight that is a slice of a larger tensor works wit
     transposed.push_back(stacked[e].narrow(0, 1, 4).t().contiguous().t());
   }
   require_close(grouped_linear(x, slices, kCounts), expert_by_expert(x, slices), kDoubleTolerance, kDoubleTolerance);
-  require_close(grouped_linear(x, transposed, kCounts), expert_by_expert(x, slices), kDoubleTolerance, kDoubleTolerance);
+  require_close(grouped_linear(x, transposed, kCounts), expert_by_expert(x, slices), kDoubleTolerance,
+                kDoubleTolerance);
 }
 
 TEST_CASE("grouped_linear: without any row the result is empty and gradients are zero", "[kernels]") {

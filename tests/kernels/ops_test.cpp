@@ -102,7 +102,7 @@ TEST_CASE("rms_norm: a weight of another size or dtype is an internal error", "[
 TEST_CASE("rope: half-split pairs turn by their angle", "[kernels]") {
   // Width 4: pairs (0, 2) and (1, 3), by 90 and 180 degrees.
   const at::Tensor x = at::tensor({1.0, 2.0, 3.0, 4.0}).view({1, 1, 4});
-  const at::Tensor y = rope(x, at::tensor({{0.0, -1.0}}), at::tensor({{1.0, 0.0}}));
+  const at::Tensor y = rope(x, at::tensor({0.0, -1.0}).view({1, 2}), at::tensor({1.0, 0.0}).view({1, 2}));
   require_equal(y.flatten(), at::tensor({-3.0, -2.0, 1.0, -4.0}));
 }
 
@@ -127,7 +127,8 @@ TEST_CASE("rope: float and bfloat16 agree with double", "[kernels]") {
 
 TEST_CASE("rope: the backward rotation undoes the forward one", "[kernels]") {
   const at::Tensor angle = random_values({4, 8}, 1), x = random_values({4, 2, 16}, 2);
-  require_close(rope(rope(x, angle.cos(), angle.sin()), angle.cos(), -angle.sin()), x, kDoubleTolerance, kDoubleTolerance);
+  require_close(rope(rope(x, angle.cos(), angle.sin()), angle.cos(), -angle.sin()), x, kDoubleTolerance,
+                kDoubleTolerance);
 }
 
 TEST_CASE("swiglu: gradients match central differences", "[kernels]") {
@@ -170,7 +171,8 @@ TEST_CASE("dag_pairs: float agrees with double", "[kernels]") {
 
 TEST_CASE("dag_pairs: the order of the nodes does not matter", "[kernels]") {
   const at::Tensor abce = random_values({5, 4, 4 * 6}, 1), order = at::tensor({2, 0, 3, 1});
-  require_close(dag_pairs(abce.index_select(1, order)), dag_pairs(abce).index_select(1, order), kDoubleTolerance, kDoubleTolerance);
+  require_close(dag_pairs(abce.index_select(1, order)), dag_pairs(abce).index_select(1, order), kDoubleTolerance,
+                kDoubleTolerance);
 }
 
 TEST_CASE("ops: no graph is recorded where no gradient is wanted", "[kernels]") {

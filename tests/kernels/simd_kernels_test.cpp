@@ -1,4 +1,5 @@
-// Every table this processor supports against the reference table, for float and bfloat16, at sizes around the vector widths.
+// Every table this processor supports against the reference table, for float and bfloat16, at sizes around the vector
+// widths.
 #include <ATen/ATen.h>
 
 #include <cmath>
@@ -68,8 +69,9 @@ RmsNormResult run_rms_norm(const KernelTable<T>& table, const at::Tensor& x, con
   return result;
 }
 template <class T>
-std::vector<at::Tensor> run_rms_norm_backward(const KernelTable<T>& table, const at::Tensor& x, const at::Tensor& weight,
-                                              const at::Tensor& rstd, const at::Tensor& grad_y) {
+std::vector<at::Tensor> run_rms_norm_backward(const KernelTable<T>& table, const at::Tensor& x,
+                                              const at::Tensor& weight, const at::Tensor& rstd,
+                                              const at::Tensor& grad_y) {
   const at::Tensor grad_x = empty_values<T>(x.sizes()), grad_weight = at::ones_like(weight);
   table.rms_norm_backward({.N = x.size(0),
                            .D = x.size(1),
@@ -155,7 +157,8 @@ CrossEntropyResult run_cross_entropy(const KernelTable<T>& table, const at::Tens
 
 }  // namespace
 
-TEMPLATE_TEST_CASE("rms_norm: every table agrees with the reference at every size and scale", "[kernels]", float, Bf16) {
+TEMPLATE_TEST_CASE("rms_norm: every table agrees with the reference at every size and scale", "[kernels]", float,
+                   Bf16) {
   using T = TestType;
   for_each_table<T>([](const KernelTable<T>& table, const KernelTable<T>& reference) {
     for (const std::int64_t D : kSizes) {
@@ -269,13 +272,14 @@ TEMPLATE_TEST_CASE("dag_pairs: every table agrees with the reference for 1 to 8 
       for (const std::int64_t G : {1, 7, 8, 15, 16, 17, 33, 64}) {
         for (const double scale : {1.0, 1e-10, 40.0}) {
           INFO("K " << K << ", G " << G << ", scale " << scale);
-          const at::Tensor abce = random_values<T>({3, K, 4 * G}, scale, 9), grad_s = random_values<T>({3, K, G}, 1, 10);
+          const at::Tensor abce = random_values<T>({3, K, 4 * G}, scale, 9),
+                           grad_s = random_values<T>({3, K, G}, 1, 10);
           const at::Tensor expected = run_dag_pairs<T>(reference, abce);
           // Sums of products of this size: the absolute part of the tolerance grows with them.
           const double size = std::max(1.0, scale * scale);
           require_close(run_dag_pairs<T>(table, abce), expected, kFloatTolerance * size, kRelative<T>);
-          require_close(run_dag_pairs_backward<T>(table, abce, grad_s), run_dag_pairs_backward<T>(reference, abce, grad_s),
-                        kFloatTolerance * size, kRelative<T>);
+          require_close(run_dag_pairs_backward<T>(table, abce, grad_s),
+                        run_dag_pairs_backward<T>(reference, abce, grad_s), kFloatTolerance * size, kRelative<T>);
         }
       }
     }
@@ -284,13 +288,15 @@ TEMPLATE_TEST_CASE("dag_pairs: every table agrees with the reference for 1 to 8 
 
 TEST_CASE("dag_pairs: more nodes than the vector kernel holds still work", "[kernels]") {
   for_each_table<float>([](const KernelTable<float>& table, const KernelTable<float>& reference) {
-    const at::Tensor abce = random_values<float>({1, 40, 4 * 17}, 1, 9), grad_s = random_values<float>({1, 40, 17}, 1, 10);
-    require_close(run_dag_pairs_backward<float>(table, abce, grad_s), run_dag_pairs_backward<float>(reference, abce, grad_s),
-                  kFloatTolerance, kFloatTolerance);
+    const at::Tensor abce = random_values<float>({1, 40, 4 * 17}, 1, 9),
+                     grad_s = random_values<float>({1, 40, 17}, 1, 10);
+    require_close(run_dag_pairs_backward<float>(table, abce, grad_s),
+                  run_dag_pairs_backward<float>(reference, abce, grad_s), kFloatTolerance, kFloatTolerance);
   });
 }
 
-TEMPLATE_TEST_CASE("cross_entropy: every table agrees with the reference at every size and scale", "[kernels]", float, Bf16) {
+TEMPLATE_TEST_CASE("cross_entropy: every table agrees with the reference at every size and scale", "[kernels]", float,
+                   Bf16) {
   using T = TestType;
   for_each_table<T>([](const KernelTable<T>& table, const KernelTable<T>& reference) {
     for (const std::int64_t V : {1, 2, 7, 15, 16, 17, 33, 64, 100, 1000, 49152}) {
@@ -318,7 +324,9 @@ TEMPLATE_TEST_CASE("kernels: a NaN in is a NaN out and stays in its row", "[kern
     const KernelTable<T>* table = kernels_for<T>(isa);
     if (table == nullptr) continue;
     INFO("table " << isa_name(isa));
-    const auto is_nan_row = [](const at::Tensor& tensor, std::int64_t row) { return tensor[row].isnan().any().template item<bool>(); };
+    const auto is_nan_row = [](const at::Tensor& tensor, std::int64_t row) {
+      return tensor[row].isnan().any().template item<bool>();
+    };
     // In the first, a middle and the last lane: full vectors and the masked rest.
     for (const std::int64_t place : {std::int64_t{0}, std::int64_t{21}, kWidth - 1}) {
       at::Tensor x = random_values<T>({2, kWidth}, 1, 12);

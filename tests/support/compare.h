@@ -1,4 +1,5 @@
-// Judges of tensors for every test program: whole tensors, never a mean; gradients against central differences in double.
+// Judges of tensors for every test program: whole tensors, never a mean; gradients against central differences in
+// double.
 #pragma once
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
@@ -27,8 +28,8 @@ inline std::string index_text(at::IntArrayRef shape, std::int64_t flat) {
   return "[" + text + "]";
 }
 
-/// "" when |actual - expected| <= atol + rtol |expected| everywhere (NaN equals NaN, infinity the same infinity); otherwise a
-/// sentence with the worst index and both values there.
+/// "" when |actual - expected| <= atol + rtol |expected| everywhere (NaN equals NaN, infinity the same infinity);
+/// otherwise a sentence with the worst index and both values there.
 inline std::string difference_text(const at::Tensor& actual, const at::Tensor& expected, double atol, double rtol) {
   std::ostringstream text;
   text.precision(17);
@@ -56,12 +57,13 @@ inline std::string difference_text(const at::Tensor& actual, const at::Tensor& e
   }
   if (num_wrong == 0) return "";
   text << num_wrong << " of " << found.numel() << " values differ; worst at " << index_text(found.sizes(), worst_index)
-       << ": found " << a[worst_index] << ", expected " << b[worst_index] << ", " << worst << " times the tolerance (" << atol
-       << " + " << rtol << " relative)";
+       << ": found " << a[worst_index] << ", expected " << b[worst_index] << ", " << worst << " times the tolerance ("
+       << atol << " + " << rtol << " relative)";
   return text.str();
 }
 
-/// Fails the test, printing the worst index and both values, unless every |actual - expected| <= atol + rtol |expected|.
+/// Fails the test, printing the worst index and both values, unless every |actual - expected| <= atol + rtol
+/// |expected|.
 inline void require_close(const at::Tensor& actual, const at::Tensor& expected, double atol, double rtol) {
   const std::string difference = difference_text(actual, expected, atol, rtol);
   INFO(difference);
@@ -69,10 +71,12 @@ inline void require_close(const at::Tensor& actual, const at::Tensor& expected, 
 }
 
 /// The same bits, apart from the sign of zero.
-inline void require_equal(const at::Tensor& actual, const at::Tensor& expected) { require_close(actual, expected, 0, 0); }
+inline void require_equal(const at::Tensor& actual, const at::Tensor& expected) {
+  require_close(actual, expected, 0, 0);
+}
 
-/// Autograd's gradients of sum(f(inputs) * r), r fixed random numbers, against central differences, for every element of every
-/// input that requires grad. Inputs are double (others, such as indices, just may not require grad).
+/// Autograd's gradients of sum(f(inputs) * r), r fixed random numbers, against central differences, for every element
+/// of every input that requires grad. Inputs are double (others, such as indices, just may not require grad).
 inline void require_gradients_match(std::function<at::Tensor(const std::vector<at::Tensor>&)> f,
                                     std::vector<at::Tensor> inputs, double eps = 1e-6, double tol = 1e-6) {
   for (at::Tensor& input : inputs) {
