@@ -26,7 +26,7 @@ TaskResult result_named(const std::string& name) {
   SampleResult sample;
   sample.doc = parse_json("{\"goal\":\"Caf\u00e9 \\\"x\\\"\\n\\u0001\x7f\",\"sol1\":\"a\",\"sol2\":\"b\",\"label\":1,\"l\":[],\"o\":{},\"f\":0.5,\"n\":[1,[2]]}", "test");
   sample.target = "1";
-  sample.requests = {{"Question: x\nAnswer:", " a"}, {"Question: x\nAnswer:", " b"}};
+  for (const char* continuation : {" a", " b"}) sample.requests.push_back({"Question: x\nAnswer:", continuation});
   sample.responses = {{.log_prob = -1.5, .is_greedy = true}, {.log_prob = -2.25}};
   sample.metrics = {{"acc", 0.0}, {"acc_norm", 1.0}};
   result.samples = {sample};

@@ -47,7 +47,7 @@ TEST_CASE("task: what is not written has lm-evaluation-harness's defaults", "[ev
   CHECK(task.num_fewshot == 0);
   CHECK_FALSE(task.fewshot_draws_one_more);
   CHECK(task.doc_to_choice.size() == 2);
-  CHECK(task.metrics == std::vector<ChoiceMetric>{ChoiceMetric::kAcc});
+  CHECK((task.metrics == std::vector<ChoiceMetric>{ChoiceMetric::kAcc}));
   CHECK(task.source == kSmallTask);
 }
 
