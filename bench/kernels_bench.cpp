@@ -38,7 +38,7 @@ Timing measure(const std::function<void()>& work) {
 }
 
 void print_line(const std::string& name, const std::string& variant, Timing time, double gigabytes) {
-  std::printf("%-24s %-18s %9.3f %9.3f", name.c_str(), variant.c_str(), time.least_seconds * 1e3,
+  std::printf("%-24s %-20s %9.3f %9.3f", name.c_str(), variant.c_str(), time.least_seconds * 1e3,
               time.median_seconds * 1e3);
   if (gigabytes > 0) std::printf(" %9.2f", gigabytes / time.least_seconds);
   std::printf("\n");
@@ -113,21 +113,32 @@ void time_tables(const char* dtype_name, at::ScalarType dtype) {
 }
 
 void time_attention() {
-  constexpr std::int64_t kSegments = 30, kSegmentTokens = 130, kAll = kSegments * kSegmentTokens;
+  constexpr std::int64_t kSegments = 30, kMeanTokens = 130, kAll = 2 * kSegments * kMeanTokens;
   const auto options = at::TensorOptions(at::kBFloat16);
-  const at::Tensor q = at::randn({kAll, kHeads, kHeadWidth}, options).requires_grad_();
-  const at::Tensor k = at::randn({kAll, kKvHeads, kHeadWidth}, options).requires_grad_();
-  const at::Tensor v = at::randn({kAll, kKvHeads, kHeadWidth}, options).requires_grad_();
-  const at::Tensor factors = at::randn({kAll, kHeads, kHeadWidth}, options);
-  std::vector<std::int64_t> offsets;
-  for (std::int64_t i = 0; i <= kSegments; ++i) offsets.push_back(i * kSegmentTokens);
-  const auto forward = [&] {
-    const at::NoGradGuard no_grad;
-    segment_attention(q, k, v, offsets);
-  };
-  const auto both = [&] { torch::autograd::grad({segment_attention(q, k, v, offsets)}, {q, k, v}, {factors}); };
-  print_line("segment_attention", "forward bf16", measure(forward), 0);
-  print_line("segment_attention", "both bf16", measure(both), 0);
+  const at::Tensor all_q = at::randn({kAll, kHeads, kHeadWidth}, options), all_factors = at::randn_like(all_q);
+  const at::Tensor all_k = at::randn({kAll, kKvHeads, kHeadWidth}, options), all_v = at::randn_like(all_k);
+  for (const bool equal : {true, false}) {
+    // Lengths that differ from call to call, as packing makes them.
+    const auto draw_offsets = [&] {
+      std::vector<std::int64_t> offsets = {0};
+      for (std::int64_t i = 0; i < kSegments; ++i) {
+        offsets.push_back(offsets.back() + (equal ? kMeanTokens : 61 + at::randint(0, 140, {1}).item<std::int64_t>()));
+      }
+      return offsets;
+    };
+    const auto run = [&](bool with_gradient) {
+      const auto offsets = draw_offsets();
+      const auto part = [&](const at::Tensor& x) {
+        return x.narrow(0, 0, offsets.back()).detach().requires_grad_(with_gradient);
+      };
+      const at::Tensor q = part(all_q), k = part(all_k), v = part(all_v);
+      const at::Tensor out = segment_attention(q, k, v, offsets);
+      if (with_gradient) torch::autograd::grad({out}, {q, k, v}, {part(all_factors).detach()});
+    };
+    const std::string lengths = equal ? "bf16 equal" : "bf16 varied";
+    print_line("segment_attention", lengths + " forward", measure([&] { run(false); }), 0);
+    print_line("segment_attention", lengths + " both", measure([&] { run(true); }), 0);
+  }
 }
 
 // The cost of a product whose number of rows was never seen before, beside one that repeats.
@@ -192,7 +203,7 @@ void time_cross_entropy() {
 int main(int argc, char** argv) {
   const std::string what = argc > 1 ? argv[1] : "all";
   std::printf("threads %d, best table %s\n", at::get_num_threads(), dagmoe::isa_name(dagmoe::best_isa()));
-  std::printf("%-24s %-18s %9s %9s %9s\n", "kernel", "variant", "min ms", "median ms", "GB/s");
+  std::printf("%-24s %-20s %9s %9s %9s\n", "kernel", "variant", "min ms", "median ms", "GB/s");
   if (what != "ops") {
     dagmoe::time_tables<float>("float", at::kFloat);
     dagmoe::time_tables<dagmoe::Bf16>("bf16", at::kBFloat16);

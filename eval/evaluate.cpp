@@ -17,7 +17,8 @@ namespace {
 void require_file(const std::filesystem::path& file, const std::string& task, std::string_view option) {
   std::error_code ignored;
   if (std::filesystem::is_regular_file(file, ignored)) return;
-  throw InputError(str(file.string(), ": no such file; name the data of task '", task, "' with ", option, " ", task, "=FILE"));
+  throw InputError(
+      str(file.string(), ": no such file; name the data of task '", task, "' with ", option, " ", task, "=FILE"));
 }
 
 DatasetFiles dataset_of(const TaskConfig& task, const EvalOptions& options) {
@@ -47,14 +48,15 @@ class FewshotSampler {
     if (num_examples_ == 0) return;
     const auto named = options.fewshot_pools.find(task.task);
     if (named == options.fewshot_pools.end()) {
-      throw ConfigError(str("task '", task.task, "': ", num_fewshot, " few-shot examples are asked for; name their file with --fewshot ", task.task, "=FILE"));
+      throw ConfigError(str("task '", task.task, "': ", num_fewshot,
+                            " few-shot examples are asked for; name their file with --fewshot ", task.task, "=FILE"));
     }
     require_file(named->second.data, task.task, "--fewshot");
     pool_ = read_questions(task, named->second);
     const std::size_t num_drawn = num_examples_ + (task.fewshot_draws_one_more ? 1 : 0);
     if (pool_.size() < num_drawn) {
-      throw ConfigError(str("task '", task.task, "': ", num_fewshot, " few-shot examples need a file of ", num_drawn, " records or more; ",
-                            named->second.data.string(), " has ", pool_.size()));
+      throw ConfigError(str("task '", task.task, "': ", num_fewshot, " few-shot examples need a file of ", num_drawn,
+                            " records or more; ", named->second.data.string(), " has ", pool_.size()));
     }
   }
 
@@ -63,9 +65,11 @@ class FewshotSampler {
     std::string prompt;
     for (const Question* example : draw(question)) {
       if (example->gold < 0 || example->gold >= static_cast<std::int64_t>(example->choices.size())) {
-        throw InputError(str("a few-shot example, record ", example->line, " of its file, has no answer among its choices"));
+        throw InputError(
+            str("a few-shot example, record ", example->line, " of its file, has no answer among its choices"));
       }
-      prompt += example->text + task_.target_delimiter + example->choices[static_cast<std::size_t>(example->gold)] + task_.fewshot_delimiter;
+      prompt += example->text + task_.target_delimiter + example->choices[static_cast<std::size_t>(example->gold)] +
+                task_.fewshot_delimiter;
     }
     return prompt;
   }
@@ -87,7 +91,8 @@ class FewshotSampler {
     for (const Question& other : pool_) {
       if (other.doc != question.doc) others.push_back(&other);
     }
-    if (others.size() < num_examples_) throw ConfigError(str("task '", task_.task, "': too few records in the few-shot file differ from the document"));
+    if (others.size() < num_examples_)
+      throw ConfigError(str("task '", task_.task, "': too few records in the few-shot file differ from the document"));
     drawn.clear();
     for (const std::size_t i : random_.sample(others.size(), num_examples_)) drawn.push_back(others[i]);
     return drawn;
@@ -101,7 +106,8 @@ class FewshotSampler {
 
 // Runs the model's part and adds its time. A request that cannot be scored is named by its place in the data.
 template <class Results>
-Results timed(TaskResult& result, const std::function<Results()>& ask, const std::function<std::string(std::size_t)>& place_of) {
+Results timed(TaskResult& result, const std::function<Results()>& ask,
+              const std::function<std::string(std::size_t)>& place_of) {
   const auto start = std::chrono::steady_clock::now();
   try {
     Results answers = ask();
@@ -113,7 +119,8 @@ Results timed(TaskResult& result, const std::function<Results()>& ask, const std
 }
 
 void add_note(TaskResult& result, std::int64_t count, std::string_view what) {
-  if (count > 0) result.notes.push_back(str(with_commas(count), " of ", with_commas(result.num_documents), " documents: ", what));
+  if (count > 0)
+    result.notes.push_back(str(with_commas(count), " of ", with_commas(result.num_documents), " documents: ", what));
 }
 
 void add_notes(TaskResult& result, const std::vector<Question>& questions) {
@@ -122,14 +129,16 @@ void add_notes(TaskResult& result, const std::vector<Question>& questions) {
     const auto& responses = result.samples[d].responses;
     truncated += std::any_of(responses.begin(), responses.end(), [](const LogLikelihood& r) { return r.truncated; });
     merged += std::any_of(responses.begin(), responses.end(), [](const LogLikelihood& r) { return r.merged_boundary; });
-    without_gold += questions[d].gold < 0 || questions[d].gold >= static_cast<std::int64_t>(questions[d].choices.size());
+    without_gold +=
+        questions[d].gold < 0 || questions[d].gold >= static_cast<std::int64_t>(questions[d].choices.size());
   }
   add_note(result, truncated, "the prompt is longer than the model's maximum and lost its beginning");
   add_note(result, merged, "a token spans the border of prompt and choice; scored as lm-evaluation-harness does");
   add_note(result, without_gold, "the gold label is outside the choices; counted as wrong");
 }
 
-void evaluate_choices(TaskResult& result, LanguageModel& model, const EvalOptions& options, const ProgressHook& on_progress) {
+void evaluate_choices(TaskResult& result, LanguageModel& model, const EvalOptions& options,
+                      const ProgressHook& on_progress) {
   const TaskConfig& task = result.task;
   const DatasetFiles files = dataset_of(task, options);
   result.num_fewshot = options.num_fewshot.value_or(task.num_fewshot);
@@ -150,11 +159,14 @@ void evaluate_choices(TaskResult& result, LanguageModel& model, const EvalOption
   }
   const auto place_of = [&](std::size_t r) {
     const std::size_t d = document_of_request[r];
-    const auto first = std::lower_bound(document_of_request.begin(), document_of_request.end(), d) - document_of_request.begin();
+    const auto first =
+        std::lower_bound(document_of_request.begin(), document_of_request.end(), d) - document_of_request.begin();
     return str(files.data.string(), ":", questions[d].line, ": choice ", static_cast<std::ptrdiff_t>(r) - first + 1);
   };
-  const auto responses = timed<std::vector<LogLikelihood>>(result, [&] { return model.log_likelihood(requests, on_progress); }, place_of);
-  if (responses.size() != requests.size()) throw InternalError("the model answered another number of requests than it was asked");
+  const auto responses = timed<std::vector<LogLikelihood>>(
+      result, [&] { return model.log_likelihood(requests, on_progress); }, place_of);
+  if (responses.size() != requests.size())
+    throw InternalError("the model answered another number of requests than it was asked");
 
   std::vector<std::vector<double>> values(task.metrics.size());
   std::size_t next = 0;
@@ -173,12 +185,14 @@ void evaluate_choices(TaskResult& result, LanguageModel& model, const EvalOption
     result.samples.push_back(std::move(sample));
   }
   for (std::size_t m = 0; m < task.metrics.size(); ++m) {
-    result.metrics.push_back({std::string(metric_name(task.metrics[m])), mean(values[m]), mean_standard_error(values[m])});
+    result.metrics.push_back(
+        {std::string(metric_name(task.metrics[m])), mean(values[m]), mean_standard_error(values[m])});
   }
   add_notes(result, questions);
 }
 
-void evaluate_loss(TaskResult& result, LanguageModel& model, const EvalOptions& options, const ProgressHook& on_progress) {
+void evaluate_loss(TaskResult& result, LanguageModel& model, const EvalOptions& options,
+                   const ProgressHook& on_progress) {
   const TaskConfig& task = result.task;
   const DatasetFiles files = dataset_of(task, options);
   std::vector<LossSample> samples = read_loss_samples(task, files, options.default_system);
@@ -189,13 +203,16 @@ void evaluate_loss(TaskResult& result, LanguageModel& model, const EvalOptions& 
   std::vector<SampleLossRequest> requests;
   for (LossSample& sample : samples) requests.push_back({std::move(sample.pieces), task.max_seq_len});
   const auto place_of = [&](std::size_t r) { return str(files.data.string(), ":", samples[r].line); };
-  const auto losses = timed<std::vector<SampleLoss>>(result, [&] { return model.sample_loss(requests, on_progress); }, place_of);
-  if (losses.size() != requests.size()) throw InternalError("the model answered another number of requests than it was asked");
+  const auto losses = timed<std::vector<SampleLoss>>(
+      result, [&] { return model.sample_loss(requests, on_progress); }, place_of);
+  if (losses.size() != requests.size())
+    throw InternalError("the model answered another number of requests than it was asked");
 
   std::int64_t truncated = 0, without_target = 0;
   for (std::size_t d = 0; d < samples.size(); ++d) {
     SampleResult sample{.doc_id = static_cast<std::int64_t>(d), .doc = std::move(samples[d].doc), .loss = losses[d]};
-    if (losses[d].num_tokens > 0) sample.metrics.emplace_back("loss", losses[d].nats / static_cast<double>(losses[d].num_tokens));
+    if (losses[d].num_tokens > 0)
+      sample.metrics.emplace_back("loss", losses[d].nats / static_cast<double>(losses[d].num_tokens));
     result.samples.push_back(std::move(sample));
     truncated += losses[d].truncated;
     without_target += losses[d].num_tokens == 0;
@@ -215,7 +232,8 @@ std::pair<std::string, DatasetFiles> parse_dataset_option(std::string_view text)
   const std::string_view value = equals == std::string_view::npos ? "" : text.substr(equals + 1);
   const std::size_t comma = value.find(',');
   const DatasetFiles files{value.substr(0, comma), comma == std::string_view::npos ? "" : value.substr(comma + 1)};
-  if (equals == 0 || files.data.empty()) throw ConfigError(str("found '", text, "', expected TASK=FILE or TASK=FILE,LABELS"));
+  if (equals == 0 || files.data.empty())
+    throw ConfigError(str("found '", text, "', expected TASK=FILE or TASK=FILE,LABELS"));
   return {std::string(text.substr(0, equals)), files};
 }
 
@@ -233,7 +251,8 @@ void check_options(const EvalOptions& options, std::span<const TaskConfig> tasks
   if (!issues.empty()) throw ConfigError(std::move(issues), "");
 }
 
-TaskResult evaluate(const TaskConfig& task, LanguageModel& model, const EvalOptions& options, const ProgressHook& on_progress) {
+TaskResult evaluate(const TaskConfig& task, LanguageModel& model, const EvalOptions& options,
+                    const ProgressHook& on_progress) {
   TaskResult result{.task = task};
   switch (task.output_type) {
     case OutputType::kMultipleChoice:

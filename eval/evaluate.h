@@ -17,13 +17,13 @@
 namespace dagmoe {
 
 struct EvalOptions {
-  std::filesystem::path data_dir = "datasets";         ///< what a task's relative paths are resolved against
-  std::map<std::string, DatasetFiles> datasets = {};   ///< --dataset TASK=FILE[,LABELS]
+  std::filesystem::path data_dir = "datasets";             ///< what a task's relative paths are resolved against
+  std::map<std::string, DatasetFiles> datasets = {};       ///< --dataset TASK=FILE[,LABELS]
   std::map<std::string, DatasetFiles> fewshot_pools = {};  ///< --fewshot TASK=FILE[,LABELS]
-  double limit = 0.0;                                  ///< first n documents; below 1 a share of them, rounded up; 0: all
-  std::optional<std::int64_t> num_fewshot = {};        ///< absent: each task's own
-  std::uint64_t fewshot_seed = 1234;                   ///< lm-evaluation-harness's default
-  std::string default_system = {};                     ///< of the model's chat template; for valid_loss with chatml
+  double limit = 0.0;                            ///< first n documents; below 1 a share of them, rounded up; 0: all
+  std::optional<std::int64_t> num_fewshot = {};  ///< absent: each task's own
+  std::uint64_t fewshot_seed = 1234;             ///< lm-evaluation-harness's default
+  std::string default_system = {};               ///< of the model's chat template; for valid_loss with chatml
 };
 
 /// "TASK=FILE" or "TASK=FILE,LABELS", as --dataset and --fewshot take it; split at the first '='. Throws ConfigError.
@@ -55,12 +55,14 @@ struct TaskResult {
   std::int64_t num_documents = 0, num_documents_in_file = 0;
   std::vector<MetricResult> metrics = {};
   std::vector<SampleResult> samples = {};
-  std::vector<std::string> notes = {};  ///< one line each: contexts cut, borders merged, gold labels outside the choices
-  double seconds = 0.0;            ///< spent by the model
+  std::vector<std::string> notes =
+      {};                ///< one line each: contexts cut, borders merged, gold labels outside the choices
+  double seconds = 0.0;  ///< spent by the model
 };
 
-/// Asks the model every document of a task's file and scores its answers. Throws InputError for a file that is missing or
-/// broken, ConfigError for settings that do not fit the task (few-shot examples without a pool).
-TaskResult evaluate(const TaskConfig& task, LanguageModel& model, const EvalOptions& options = {}, const ProgressHook& on_progress = {});
+/// Asks the model every document of a task's file and scores its answers. Throws InputError for a file that is missing
+/// or broken, ConfigError for settings that do not fit the task (few-shot examples without a pool).
+TaskResult evaluate(const TaskConfig& task, LanguageModel& model, const EvalOptions& options = {},
+                    const ProgressHook& on_progress = {});
 
 }  // namespace dagmoe

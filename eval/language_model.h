@@ -57,13 +57,15 @@ class RequestError : public InputError {
 /// Called as requests finish: how many of how many. Requests that share a pass count once.
 using ProgressHook = std::function<void(std::int64_t done, std::int64_t total)>;
 
-/// All that a task needs of a model. Results are in request order and, in fp32, independent of batching. An empty continuation or
-/// a context without tokens throws RequestError.
+/// All that a task needs of a model. Results are in request order and, in fp32, independent of batching. An empty
+/// continuation or a context without tokens throws RequestError.
 class LanguageModel {
  public:
   virtual ~LanguageModel() = default;
-  virtual std::vector<LogLikelihood> log_likelihood(std::span<const LogLikelihoodRequest> requests, const ProgressHook& on_progress) = 0;
-  virtual std::vector<SampleLoss> sample_loss(std::span<const SampleLossRequest> requests, const ProgressHook& on_progress) = 0;
+  virtual std::vector<LogLikelihood> log_likelihood(std::span<const LogLikelihoodRequest> requests,
+                                                    const ProgressHook& on_progress) = 0;
+  virtual std::vector<SampleLoss> sample_loss(std::span<const SampleLossRequest> requests,
+                                              const ProgressHook& on_progress) = 0;
   virtual std::vector<std::string> generate(std::span<const GenerateRequest> requests) = 0;
 };
 

@@ -49,7 +49,8 @@ const std::vector<std::string>& choice_metric_names() {
   return names;
 }
 
-std::int64_t pick_choice(ChoiceMetric metric, std::span<const std::string> choices, std::span<const LogLikelihood> scores) {
+std::int64_t pick_choice(ChoiceMetric metric, std::span<const std::string> choices,
+                         std::span<const LogLikelihood> scores) {
   std::size_t best = 0;
   double best_score = 0.0;
   for (std::size_t c = 0; c < choices.size(); ++c) {

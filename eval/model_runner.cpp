@@ -28,7 +28,8 @@ std::optional<TokenId> prefix_token(const Tokenizer& tokenizer) {
 // With the tokenizer's BOS, unless the text itself begins with it (contracts.md 4.1 rule 4).
 std::vector<TokenId> encode_default(const Tokenizer& tokenizer, std::string_view text) {
   bool has_prefix = false;
-  if (const auto prefix = prefix_token(tokenizer)) has_prefix = text.starts_with(tokenizer.decode({&*prefix, 1}, /*keep_special=*/true));
+  if (const auto prefix = prefix_token(tokenizer))
+    has_prefix = text.starts_with(tokenizer.decode({&*prefix, 1}, /*keep_special=*/true));
   return tokenizer.encode(text, {.add_bos = tokenizer.adds_bos() && !has_prefix});
 }
 
@@ -39,7 +40,8 @@ EncodedRequest encode_without_context(const Tokenizer& tokenizer, const std::str
   encoded.context = {*prefix};
   encoded.continuation = tokenizer.encode(continuation);
   // A continuation that brings the prefix token itself gives it to the context.
-  if (!encoded.continuation.empty() && encoded.continuation.front() == *prefix) encoded.continuation.erase(encoded.continuation.begin());
+  if (!encoded.continuation.empty() && encoded.continuation.front() == *prefix)
+    encoded.continuation.erase(encoded.continuation.begin());
   return encoded;
 }
 
@@ -50,7 +52,8 @@ EncodedRequest encode_pair(const Tokenizer& tokenizer, const LogLikelihoodReques
   encoded.context = encode_default(tokenizer, std::string_view(request.context).substr(0, num_kept));
   // Split by count alone: lm-evaluation-harness does not ask whether the context's ids begin the whole's.
   const std::size_t border = std::min(encoded.context.size(), whole.size());
-  encoded.merged_boundary = !std::equal(encoded.context.begin(), encoded.context.end(), whole.begin(), whole.begin() + static_cast<std::ptrdiff_t>(border));
+  encoded.merged_boundary = !std::equal(encoded.context.begin(), encoded.context.end(), whole.begin(),
+                                        whole.begin() + static_cast<std::ptrdiff_t>(border));
   encoded.continuation.assign(whole.begin() + static_cast<std::ptrdiff_t>(border), whole.end());
   return encoded;
 }
@@ -61,14 +64,16 @@ std::int64_t length_limit(const RunnerOptions& options, const Decoder& model) {
 
 }  // namespace
 
-EncodedRequest encode_request(const Tokenizer& tokenizer, const LogLikelihoodRequest& request, std::int64_t max_length) {
-  EncodedRequest encoded =
-      request.context.empty() ? encode_without_context(tokenizer, request.continuation) : encode_pair(tokenizer, request);
+EncodedRequest encode_request(const Tokenizer& tokenizer, const LogLikelihoodRequest& request,
+                              std::int64_t max_length) {
+  EncodedRequest encoded = request.context.empty() ? encode_without_context(tokenizer, request.continuation)
+                                                   : encode_pair(tokenizer, request);
   const auto limit = static_cast<std::size_t>(max_length);
   if (encoded.context.empty()) throw InputError("the context has no tokens; is it white space only?");
   if (encoded.continuation.empty()) throw InputError("the continuation has no tokens");
   if (encoded.continuation.size() > limit) {
-    throw InputError(str("the continuation has ", encoded.continuation.size(), " tokens, more than the model's maximum of ", limit));
+    throw InputError(
+        str("the continuation has ", encoded.continuation.size(), " tokens, more than the model's maximum of ", limit));
   }
   const std::size_t kept = std::min(encoded.context.size(), limit + 1 - encoded.continuation.size());
   encoded.truncated = kept < encoded.context.size();
@@ -79,7 +84,8 @@ EncodedRequest encode_request(const Tokenizer& tokenizer, const LogLikelihoodReq
 ModelRunner::ModelRunner(const Decoder& model, const Tokenizer& tokenizer, RunnerOptions options)
     : model_(model), tokenizer_(tokenizer), options_(options) {}
 
-std::vector<LogLikelihood> ModelRunner::log_likelihood(std::span<const LogLikelihoodRequest> requests, const ProgressHook& on_progress) {
+std::vector<LogLikelihood> ModelRunner::log_likelihood(std::span<const LogLikelihoodRequest> requests,
+                                                       const ProgressHook& on_progress) {
   // Where a request's targets lie: targets [first, first + count) of one sequence.
   struct Place {
     std::size_t sequence = 0, first = 0, count = 0;
@@ -114,14 +120,16 @@ std::vector<LogLikelihood> ModelRunner::log_likelihood(std::span<const LogLikeli
     if (on_progress) on_progress(done, static_cast<std::int64_t>(sequences.size()));
   });
   for (std::size_t r = 0; r < requests.size(); ++r) {
-    const std::span<const TokenScore> own = std::span(scores[places[r].sequence]).subspan(places[r].first, places[r].count);
+    const std::span<const TokenScore> own =
+        std::span(scores[places[r].sequence]).subspan(places[r].first, places[r].count);
     results[r].is_greedy = std::all_of(own.begin(), own.end(), [](const TokenScore& score) { return score.is_greedy; });
     for (const TokenScore& score : own) results[r].log_prob += score.log_prob;
   }
   return results;
 }
 
-std::vector<SampleLoss> ModelRunner::sample_loss(std::span<const SampleLossRequest> requests, const ProgressHook& on_progress) {
+std::vector<SampleLoss> ModelRunner::sample_loss(std::span<const SampleLossRequest> requests,
+                                                 const ProgressHook& on_progress) {
   // One more id than the model's input: the last one is only predicted.
   const std::int64_t max_length = length_limit(options_, model_) + 1;
   std::vector<Example> examples;
@@ -156,7 +164,8 @@ std::vector<std::string> ModelRunner::generate(std::span<const GenerateRequest> 
 std::vector<TokenId> end_ids_of(const Decoder& model, const Tokenizer& tokenizer) {
   std::vector<TokenId> ids;
   for (const std::int64_t id : model.config.eos_token_ids) ids.push_back(static_cast<TokenId>(id));
-  if (tokenizer.eos_id() && std::find(ids.begin(), ids.end(), *tokenizer.eos_id()) == ids.end()) ids.push_back(*tokenizer.eos_id());
+  if (tokenizer.eos_id() && std::find(ids.begin(), ids.end(), *tokenizer.eos_id()) == ids.end())
+    ids.push_back(*tokenizer.eos_id());
   return ids;
 }
 
@@ -180,7 +189,8 @@ class SamplingRandom {
 };
 
 std::size_t greedy_token(std::span<const float> logits) {
-  return static_cast<std::size_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());  // the first of equals
+  return static_cast<std::size_t>(std::max_element(logits.begin(), logits.end()) -
+                                  logits.begin());  // the first of equals
 }
 
 // Draws from the smallest set of most likely tokens whose probabilities reach top_p (arXiv:1904.09751).
@@ -219,14 +229,16 @@ at::Tensor next_logits_V(const Decoder& model, const std::vector<TokenId>& token
 
 }  // namespace
 
-GenerationResult generate_tokens(const Decoder& model, const std::vector<TokenId>& prompt, const GenerateRequest& request,
-                                 const std::vector<TokenId>& end_ids, const std::function<bool(TokenId)>& on_token) {
+GenerationResult generate_tokens(const Decoder& model, const std::vector<TokenId>& prompt,
+                                 const GenerateRequest& request, const std::vector<TokenId>& end_ids,
+                                 const std::function<bool(TokenId)>& on_token) {
   const at::NoGradGuard no_grad;
   const auto num_prompt = static_cast<std::int64_t>(prompt.size());
   const std::int64_t max_length = model.config.max_position_embeddings;
   if (prompt.empty()) throw InputError("the prompt has no tokens");
   if (num_prompt >= max_length) {
-    throw InputError(str("the prompt has ", with_commas(num_prompt), " tokens, which leaves no room in the model's ", with_commas(max_length)));
+    throw InputError(str("the prompt has ", with_commas(num_prompt), " tokens, which leaves no room in the model's ",
+                         with_commas(max_length)));
   }
   const std::int64_t max_new_tokens = std::min(request.max_new_tokens, max_length - num_prompt);
   GenerationResult result;
@@ -244,7 +256,8 @@ GenerationResult generate_tokens(const Decoder& model, const std::vector<TokenId
     if (!std::all_of(logits.begin(), logits.end(), [](float x) { return std::isfinite(x); })) {
       throw NumericsError(str("token ", i, " after the prompt: a logit is not finite"));
     }
-    const auto id = static_cast<TokenId>(request.temperature > 0.0 ? sampled_token(logits, request, random) : greedy_token(logits));
+    const auto id =
+        static_cast<TokenId>(request.temperature > 0.0 ? sampled_token(logits, request, random) : greedy_token(logits));
     if (std::find(end_ids.begin(), end_ids.end(), id) != end_ids.end()) break;
     result.tokens.push_back(id);
     if (on_token && !on_token(id)) break;

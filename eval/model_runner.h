@@ -17,8 +17,8 @@ struct RunnerOptions {
   std::int64_t max_length = 0;           ///< 0: the config's max_position_embeddings
 };
 
-/// A context and a continuation as ids, split as lm-evaluation-harness 0.4.13 does (contracts.md 4.1 rules 1-5). The model's
-/// input is context + continuation without the last id; both together have at most max_length + 1 ids.
+/// A context and a continuation as ids, split as lm-evaluation-harness 0.4.13 does (contracts.md 4.1 rules 1-5). The
+/// model's input is context + continuation without the last id; both together have at most max_length + 1 ids.
 struct EncodedRequest {
   std::vector<TokenId> context, continuation;
   bool merged_boundary = false, truncated = false;  ///< as in LogLikelihood
@@ -26,13 +26,15 @@ struct EncodedRequest {
 /// Throws InputError with the reason only: "the continuation has no tokens".
 EncodedRequest encode_request(const Tokenizer& tokenizer, const LogLikelihoodRequest& request, std::int64_t max_length);
 
-/// Scores text with a decoder. Requests whose inputs are the same ids, such as one-token choices after one context, share one
-/// pass; everything else is computed on its own.
+/// Scores text with a decoder. Requests whose inputs are the same ids, such as one-token choices after one context,
+/// share one pass; everything else is computed on its own.
 class ModelRunner : public LanguageModel {
  public:
   ModelRunner(const Decoder& model, const Tokenizer& tokenizer, RunnerOptions options = {});
-  std::vector<LogLikelihood> log_likelihood(std::span<const LogLikelihoodRequest> requests, const ProgressHook& on_progress) override;
-  std::vector<SampleLoss> sample_loss(std::span<const SampleLossRequest> requests, const ProgressHook& on_progress) override;
+  std::vector<LogLikelihood> log_likelihood(std::span<const LogLikelihoodRequest> requests,
+                                            const ProgressHook& on_progress) override;
+  std::vector<SampleLoss> sample_loss(std::span<const SampleLossRequest> requests,
+                                      const ProgressHook& on_progress) override;
   /// One request after another. A prompt of more than max_length - max_new_tokens tokens loses its first ones.
   std::vector<std::string> generate(std::span<const GenerateRequest> requests) override;
 
@@ -42,15 +44,16 @@ class ModelRunner : public LanguageModel {
   RunnerOptions options_;
 };
 
-/// One continuation of `prompt`; on_token gets the ids as they come and ends the generation by returning false. Ends at any of
-/// `end_ids` (which is not returned) and after max_new_tokens. Of the request only max_new_tokens, temperature, top_p and seed count: stop
-/// strings are found in text, by TextStream (eval/text_stream.h) inside on_token.
+/// One continuation of `prompt`; on_token gets the ids as they come and ends the generation by returning false. Ends at
+/// any of `end_ids` (which is not returned) and after max_new_tokens. Of the request only max_new_tokens, temperature,
+/// top_p and seed count: stop strings are found in text, by TextStream (eval/text_stream.h) inside on_token.
 struct GenerationResult {
   std::vector<TokenId> tokens;
   double prefill_seconds = 0.0, decode_seconds = 0.0;
 };
-GenerationResult generate_tokens(const Decoder& model, const std::vector<TokenId>& prompt, const GenerateRequest& request,
-                                 const std::vector<TokenId>& end_ids, const std::function<bool(TokenId)>& on_token);
+GenerationResult generate_tokens(const Decoder& model, const std::vector<TokenId>& prompt,
+                                 const GenerateRequest& request, const std::vector<TokenId>& end_ids,
+                                 const std::function<bool(TokenId)>& on_token);
 
 /// Every id that ends a generation: those of config.json and the tokenizer's EOS.
 std::vector<TokenId> end_ids_of(const Decoder& model, const Tokenizer& tokenizer);

@@ -34,12 +34,16 @@ Json arc_record(const Json& record) {
       result[name] = value;
       continue;
     }
-    if (!value.is_object()) throw InputError(str("field 'question': found ", value.type_name(), ", expected an object or a text"));
+    if (!value.is_object())
+      throw InputError(str("field 'question': found ", value.type_name(), ", expected an object or a text"));
     const Json& choices = field(value, "choices");
-    if (!choices.is_array()) throw InputError(str("field 'question.choices': found ", choices.type_name(), ", expected a list"));
+    if (!choices.is_array())
+      throw InputError(str("field 'question.choices': found ", choices.type_name(), ", expected a list"));
     Json texts = Json::array(), labels = Json::array();
     for (const Json& choice : choices) {
-      if (!choice.is_object()) throw InputError(str("field 'question.choices': found an item that is ", choice.type_name(), ", expected an object"));
+      if (!choice.is_object())
+        throw InputError(
+            str("field 'question.choices': found an item that is ", choice.type_name(), ", expected an object"));
       texts.push_back(text_field(choice, "text"));
       labels.push_back(text_field(choice, "label"));
     }
@@ -56,7 +60,8 @@ Json hellaswag_record(Json record) {
   if (!endings.is_array()) throw InputError(str("field 'endings': found ", endings.type_name(), ", expected a list"));
   Json choices = Json::array();
   for (const Json& ending : endings) {
-    if (!ending.is_string()) throw InputError(str("field 'endings': found an item that is ", ending.type_name(), ", expected a text"));
+    if (!ending.is_string())
+      throw InputError(str("field 'endings': found an item that is ", ending.type_name(), ", expected a text"));
     choices.push_back(hellaswag_clean(ending.get<std::string>()));
   }
   record["choices"] = std::move(choices);
@@ -140,8 +145,8 @@ std::string hellaswag_clean(std::string_view text) {
 }
 
 bool is_python_space(char32_t c) {
-  return in_range(c, 0x09, 0x0D) || in_range(c, 0x1C, 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 || in_range(c, 0x2000, 0x200A) ||
-         c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
+  return in_range(c, 0x09, 0x0D) || in_range(c, 0x1C, 0x20) || c == 0x85 || c == 0xA0 || c == 0x1680 ||
+         in_range(c, 0x2000, 0x200A) || c == 0x2028 || c == 0x2029 || c == 0x202F || c == 0x205F || c == 0x3000;
 }
 
 std::string_view python_strip(std::string_view text) {

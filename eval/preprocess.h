@@ -26,7 +26,8 @@ bool is_python_space(char32_t code_point);
 std::string_view python_strip(std::string_view text);
 /// Bytes of white space at the end.
 std::size_t trailing_space_bytes(std::string_view text);
-/// str.capitalize, for letters of ASCII, Latin-1 (U+00DF becomes "Ss"), Latin Extended-A, Greek and Cyrillic; others stay as they are.
+/// str.capitalize, for letters of ASCII, Latin-1 (U+00DF becomes "Ss"), Latin Extended-A, Greek and Cyrillic; others
+/// stay as they are.
 std::string python_capitalize(std::string_view text);
 
 }  // namespace dagmoe

@@ -28,7 +28,9 @@ PythonRandom::PythonRandom(std::uint64_t seed) {
     state_[0] = state_[kStateSize - 1];
     i = 1;
   };
-  const auto mixed = [&](std::uint32_t multiplier) { return state_[i] ^ ((state_[i - 1] ^ (state_[i - 1] >> 30)) * multiplier); };
+  const auto mixed = [&](std::uint32_t multiplier) {
+    return state_[i] ^ ((state_[i - 1] ^ (state_[i - 1] >> 30)) * multiplier);
+  };
   for (std::size_t n = 0; n < kStateSize; ++n) {
     state_[i] = mixed(1664525u) + key[j] + static_cast<std::uint32_t>(j);
     advance();
@@ -105,7 +107,8 @@ std::vector<std::size_t> PythonRandom::sample(std::size_t n, std::size_t k) {
 
 std::vector<std::size_t> PythonRandom::choices(std::size_t n, std::size_t count) {
   std::vector<std::size_t> chosen;
-  for (std::size_t i = 0; i < count; ++i) chosen.push_back(static_cast<std::size_t>(std::floor(uniform() * static_cast<double>(n))));
+  for (std::size_t i = 0; i < count; ++i)
+    chosen.push_back(static_cast<std::size_t>(std::floor(uniform() * static_cast<double>(n))));
   return chosen;
 }
 

@@ -64,7 +64,8 @@ struct Document {
 Json record_json(const RawRecord& raw) {
   Json doc = Json::object();
   for (const RawField& field : raw.fields) {
-    doc[field.name] = field.kind == FieldKind::kString ? Json(field.text) : parse_json(field.text, str("field '", field.name, "'"));
+    doc[field.name] =
+        field.kind == FieldKind::kString ? Json(field.text) : parse_json(field.text, str("field '", field.name, "'"));
   }
   return doc;
 }
@@ -103,7 +104,8 @@ std::vector<Document> read_hellaswag_text(const std::filesystem::path& file, Pro
   for (std::size_t i = 0; i < lines.size(); i += kLines) {
     const auto line = static_cast<std::int64_t>(i) + 1;
     if (lines.size() - i < kLines) {
-      problems.add(line, str("found ", lines.size() - i, " lines of a last document, expected 6: context, gold, four endings"));
+      problems.add(
+          line, str("found ", lines.size() - i, " lines of a last document, expected 6: context, gold, four endings"));
       break;
     }
     const auto broken = std::find_if_not(lines.begin() + line - 1, lines.begin() + line - 1 + kLines, is_valid_utf8);
@@ -126,12 +128,14 @@ std::vector<Document> read_hellaswag_text(const std::filesystem::path& file, Pro
 void attach_labels(std::vector<Document>& documents, const DatasetFiles& files) {
   const std::vector<std::string> lines = text_lines(MappedFile::open(files.labels)->text());
   if (lines.size() != documents.size()) {
-    throw InputError(str(files.labels.string(), ": found ", lines.size(), " labels, expected ", documents.size(), ", one for each record of ", files.data.string()));
+    throw InputError(str(files.labels.string(), ": found ", lines.size(), " labels, expected ", documents.size(),
+                         ", one for each record of ", files.data.string()));
   }
   Problems problems(files.labels);
   for (std::size_t i = 0; i < lines.size(); ++i) {
     const auto label = integer_of(lines[i]);
-    if (!label) problems.add(static_cast<std::int64_t>(i) + 1, str("found '", lines[i].substr(0, 40), "', expected an integer"));
+    if (!label)
+      problems.add(static_cast<std::int64_t>(i) + 1, str("found '", lines[i].substr(0, 40), "', expected an integer"));
     documents[i].doc["label"] = label.value_or(0);
   }
   problems.throw_if_any();
@@ -152,9 +156,11 @@ std::int64_t gold_index(const TaskConfig& task, const Json& doc, std::size_t num
     throw InputError(str("the target is '", target, "', expected an index from 0 to ", num_choices - 1));
   }
   const std::vector<std::string> labels = render_all(task.target_labels, doc);
-  if (labels.size() != num_choices) throw InputError(str("found ", labels.size(), " labels for ", num_choices, " choices"));
+  if (labels.size() != num_choices)
+    throw InputError(str("found ", labels.size(), " labels for ", num_choices, " choices"));
   const auto found = std::find(labels.begin(), labels.end(), target);
-  if (found == labels.end()) throw InputError(str("the target is '", target, "', expected one of the labels ", join(labels, ", ")));
+  if (found == labels.end())
+    throw InputError(str("the target is '", target, "', expected one of the labels ", join(labels, ", ")));
   return found - labels.begin();
 }
 
@@ -164,7 +170,8 @@ Question make_question(const TaskConfig& task, const Document& document) {
   question.doc = document.doc;
   question.text = task.doc_to_text.render(question.doc);
   question.choices = render_all(task.doc_to_choice, question.doc);
-  if (question.choices.size() < 2) throw InputError(str("found ", question.choices.size(), " choices, expected two or more"));
+  if (question.choices.size() < 2)
+    throw InputError(str("found ", question.choices.size(), " choices, expected two or more"));
   question.gold = gold_index(task, question.doc, question.choices.size());
   question.target = std::to_string(question.gold);
   return question;
@@ -176,9 +183,11 @@ std::vector<Question> read_questions(const TaskConfig& task, const DatasetFiles&
   Problems problems(files.data);
   const bool is_text = task.dataset_format == DatasetFormat::kHellaswagTxt || files.data.extension() == ".txt";
   if (is_text && task.dataset_format != DatasetFormat::kHellaswagTxt && task.preprocess != Preprocess::kHellaswag) {
-    throw InputError(str(files.data.string(), ": task '", task.task, "' reads JSON lines; the six-line text form is HellaSwag's"));
+    throw InputError(
+        str(files.data.string(), ": task '", task.task, "' reads JSON lines; the six-line text form is HellaSwag's"));
   }
-  std::vector<Document> documents = is_text ? read_hellaswag_text(files.data, problems) : read_json_documents(files.data, problems);
+  std::vector<Document> documents =
+      is_text ? read_hellaswag_text(files.data, problems) : read_json_documents(files.data, problems);
   problems.throw_if_any();
   if (documents.empty()) throw InputError(str(files.data.string(), ": no records"));
   if (!files.labels.empty()) attach_labels(documents, files);
@@ -193,11 +202,13 @@ std::vector<Question> read_questions(const TaskConfig& task, const DatasetFiles&
     }
   }
   const bool lacks_labels = !task.labels_path.empty() && files.labels.empty();
-  problems.throw_if_any(lacks_labels ? str("labels in a file of their own are given as ", task.task, "=FILE,LABELS") : "");
+  problems.throw_if_any(lacks_labels ? str("labels in a file of their own are given as ", task.task, "=FILE,LABELS")
+                                     : "");
   return questions;
 }
 
-std::vector<LossSample> read_loss_samples(const TaskConfig& task, const DatasetFiles& files, const std::string& default_system) {
+std::vector<LossSample> read_loss_samples(const TaskConfig& task, const DatasetFiles& files,
+                                          const std::string& default_system) {
   Problems problems(files.data);
   const SampleTextOptions options{task.prompt_template, default_system};
   std::vector<LossSample> samples;

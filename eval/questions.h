@@ -35,6 +35,7 @@ struct LossSample {
   std::int64_t line = 0;
 };
 /// The same for valid_loss. `default_system` is for chatml.
-std::vector<LossSample> read_loss_samples(const TaskConfig& task, const DatasetFiles& files, const std::string& default_system);
+std::vector<LossSample> read_loss_samples(const TaskConfig& task, const DatasetFiles& files,
+                                          const std::string& default_system);
 
 }  // namespace dagmoe

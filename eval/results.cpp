@@ -66,13 +66,16 @@ std::string error_text(const std::optional<double>& error) { return error ? fixe
 
 // ---- results.json
 
-std::string_view output_type_name(OutputType type) { return type == OutputType::kMultipleChoice ? "multiple_choice" : "valid_loss"; }
+std::string_view output_type_name(OutputType type) {
+  return type == OutputType::kMultipleChoice ? "multiple_choice" : "valid_loss";
+}
 
 Json metrics_json(const TaskResult& result) {
   Json json = {{"name", result.task.task}, {"alias", result.task.task}, {"sample_len", result.num_documents}};
   for (const MetricResult& metric : result.metrics) {
     json[str(metric.name, ",", kFilter)] = metric.value;
-    json[str(metric.name, kStandardErrorSuffix, ",", kFilter)] = metric.standard_error ? Json(*metric.standard_error) : Json("N/A");
+    json[str(metric.name, kStandardErrorSuffix, ",", kFilter)] =
+        metric.standard_error ? Json(*metric.standard_error) : Json("N/A");
   }
   return json;
 }
@@ -82,7 +85,8 @@ struct SampleHashes {
 };
 
 SampleHashes hashes_of(const SampleResult& sample) {
-  return {sha256_hex(sample.doc.dump(2)), sha256_hex(sample.requests.empty() ? "" : sample.requests.front().context), sha256_hex(sample.target)};
+  return {sha256_hex(sample.doc.dump(2)), sha256_hex(sample.requests.empty() ? "" : sample.requests.front().context),
+          sha256_hex(sample.target)};
 }
 
 std::string task_hash(const TaskResult& result) {
@@ -122,20 +126,32 @@ std::string results_table(std::span<const TaskResult> results) {
   std::vector<std::vector<std::string>> rows;
   for (const TaskResult& result : results) {
     std::vector<MetricResult> metrics = result.metrics;
-    std::sort(metrics.begin(), metrics.end(), [](const MetricResult& a, const MetricResult& b) { return a.name < b.name; });
+    std::sort(metrics.begin(), metrics.end(),
+              [](const MetricResult& a, const MetricResult& b) { return a.name < b.name; });
     for (std::size_t m = 0; m < metrics.size(); ++m) {
       const bool is_first = m == 0;
-      rows.push_back({is_first ? result.task.task : "", is_first ? version_text(result.task.version) : "", std::string(kFilter),
-                      std::to_string(result.num_fewshot), metrics[m].name, metrics[m].higher_is_better ? "↑" : "↓",
-                      fixed(metrics[m].value, kDecimals), "±", error_text(metrics[m].standard_error)});
+      rows.push_back({is_first ? result.task.task : "", is_first ? version_text(result.task.version) : "",
+                      std::string(kFilter), std::to_string(result.num_fewshot), metrics[m].name,
+                      metrics[m].higher_is_better ? "↑" : "↓", fixed(metrics[m].value, kDecimals), "±",
+                      error_text(metrics[m].standard_error)});
     }
   }
-  return markdown_table({{"Tasks"}, {"Version", true}, {"Filter"}, {"n-shot", true}, {"Metric"}, {""}, {"Value", true}, {""}, {"Stderr", true}}, rows);
+  return markdown_table({{"Tasks"},
+                         {"Version", true},
+                         {"Filter"},
+                         {"n-shot", true},
+                         {"Metric"},
+                         {""},
+                         {"Value", true},
+                         {""},
+                         {"Stderr", true}},
+                        rows);
 }
 
 Json results_json(std::span<const TaskResult> results, const RunInfo& run, const EvalOptions& options) {
-  Json json = {{"results", Json::object()}, {"group_subtasks", Json::object()}, {"configs", Json::object()}, {"versions", Json::object()},
-               {"n-shot", Json::object()}, {"higher_is_better", Json::object()}, {"n-samples", Json::object()}};
+  Json json = {{"results", Json::object()},  {"group_subtasks", Json::object()}, {"configs", Json::object()},
+               {"versions", Json::object()}, {"n-shot", Json::object()},         {"higher_is_better", Json::object()},
+               {"n-samples", Json::object()}};
   Json hashes = Json::object();
   for (const TaskResult& result : results) {
     const std::string& name = result.task.task;
@@ -150,7 +166,8 @@ Json results_json(std::span<const TaskResult> results, const RunInfo& run, const
                              {"seconds", result.seconds}};
     json["versions"][name] = result.task.version ? Json(*result.task.version) : Json("N/A");
     json["n-shot"][name] = result.num_fewshot;
-    for (const MetricResult& metric : result.metrics) json["higher_is_better"][name][metric.name] = metric.higher_is_better;
+    for (const MetricResult& metric : result.metrics)
+      json["higher_is_better"][name][metric.name] = metric.higher_is_better;
     json["n-samples"][name] = {{"original", result.num_documents_in_file}, {"effective", result.num_documents}};
     if (run.log_samples) hashes[name] = task_hash(result);
   }
@@ -171,7 +188,8 @@ Json sample_json(const TaskResult& result, const SampleResult& sample) {
   Json json = {{"doc_id", sample.doc_id}, {"doc", sample.doc}, {"target", sample.target}};
   Json arguments = Json::object(), responses = Json::array(), filtered = Json::array(), metrics = Json::array();
   for (std::size_t i = 0; i < sample.requests.size(); ++i) {
-    arguments[str("gen_args_", i)] = {{"arg_0", sample.requests[i].context}, {"arg_1", sample.requests[i].continuation}};
+    arguments[str("gen_args_", i)] = {{"arg_0", sample.requests[i].context},
+                                      {"arg_1", sample.requests[i].continuation}};
     responses.push_back(Json::array({response_json(sample.responses[i])}));
     filtered.push_back(response_json(sample.responses[i]));
   }
@@ -192,7 +210,8 @@ Json sample_json(const TaskResult& result, const SampleResult& sample) {
   return json;
 }
 
-void write_results(const std::filesystem::path& folder, std::span<const TaskResult> results, const RunInfo& run, const EvalOptions& options) {
+void write_results(const std::filesystem::path& folder, std::span<const TaskResult> results, const RunInfo& run,
+                   const EvalOptions& options) {
   std::error_code problem;
   std::filesystem::create_directories(folder, problem);
   if (problem) throw InputError(str(folder.string(), ": the folder cannot be made: ", problem.message()));
@@ -213,13 +232,15 @@ std::vector<Score> read_scores(const Json& results, const std::string& where) {
   }
   std::vector<Score> scores;
   for (const auto& [task, metrics] : tasks->items()) {
-    if (!metrics.is_object()) throw InputError(str(where, ": 'results.", task, "': found ", metrics.type_name(), ", expected object"));
+    if (!metrics.is_object())
+      throw InputError(str(where, ": 'results.", task, "': found ", metrics.type_name(), ", expected object"));
     for (const auto& [key, value] : metrics.items()) {
       const std::size_t comma = key.find(',');
       if (comma == std::string::npos || !value.is_number()) continue;
       const std::string metric = key.substr(0, comma);
       if (metric.ends_with(kStandardErrorSuffix)) continue;
-      scores.push_back({task, metric, value.get<double>(), number_at(metrics, str(metric, kStandardErrorSuffix, key.substr(comma))),
+      scores.push_back({task, metric, value.get<double>(),
+                        number_at(metrics, str(metric, kStandardErrorSuffix, key.substr(comma))),
                         is_higher_better(results, task, metric)});
     }
   }
@@ -236,7 +257,8 @@ std::vector<ScoreChange> compare_scores(std::span<const Score> before, std::span
   for (const Score& score : before) known.emplace(score_key(score), &score);
   std::vector<ScoreChange> changes;
   for (const Score& score : after) {
-    if (const auto found = known.find(score_key(score)); found != known.end()) changes.push_back({*found->second, score});
+    if (const auto found = known.find(score_key(score)); found != known.end())
+      changes.push_back({*found->second, score});
   }
   return changes;
 }
@@ -247,11 +269,14 @@ std::string comparison_table(std::span<const ScoreChange> changes) {
   for (const ScoreChange& change : changes) {
     const bool is_new_task = change.after.task != std::exchange(last_task, change.after.task);
     const double difference = change.difference();
-    rows.push_back({is_new_task ? change.after.task : "", change.after.metric, change.after.higher_is_better ? "↑" : "↓",
-                    fixed(change.before.value, kDecimals), fixed(change.after.value, kDecimals),
-                    (difference >= 0.0 ? "+" : "") + fixed(difference, kDecimals), "±", error_text(change.standard_error())});
+    rows.push_back({is_new_task ? change.after.task : "", change.after.metric,
+                    change.after.higher_is_better ? "↑" : "↓", fixed(change.before.value, kDecimals),
+                    fixed(change.after.value, kDecimals), (difference >= 0.0 ? "+" : "") + fixed(difference, kDecimals),
+                    "±", error_text(change.standard_error())});
   }
-  return markdown_table({{"Tasks"}, {"Metric"}, {""}, {"Before", true}, {"After", true}, {"Difference", true}, {""}, {"Stderr", true}}, rows);
+  return markdown_table(
+      {{"Tasks"}, {"Metric"}, {""}, {"Before", true}, {"After", true}, {"Difference", true}, {""}, {"Stderr", true}},
+      rows);
 }
 
 }  // namespace dagmoe

@@ -13,11 +13,11 @@ namespace dagmoe {
 
 /// What results.json says about the run as a whole.
 struct RunInfo {
-  std::string model = {};      ///< folder
-  std::string adapter = {};    ///< folder; may be empty
+  std::string model = {};    ///< folder
+  std::string adapter = {};  ///< folder; may be empty
   std::string dtype = {}, device = {};
-  double seconds = 0.0;        ///< of the whole evaluation
-  bool log_samples = false;    ///< fills task_hashes
+  double seconds = 0.0;      ///< of the whole evaluation
+  bool log_samples = false;  ///< fills task_hashes
 };
 
 /// The table as lm-evaluation-harness prints it, in Markdown, 4 decimals: tasks in the given order, metrics by name.
@@ -27,7 +27,8 @@ Json results_json(std::span<const TaskResult> results, const RunInfo& run, const
 /// One object per document, with lm-evaluation-harness's keys and hashes; the lines of samples_TASK.jsonl.
 Json sample_json(const TaskResult& result, const SampleResult& sample);
 /// Writes results.json and, with run.log_samples, samples_TASK.jsonl into `folder`, which is made if missing.
-void write_results(const std::filesystem::path& folder, std::span<const TaskResult> results, const RunInfo& run, const EvalOptions& options);
+void write_results(const std::filesystem::path& folder, std::span<const TaskResult> results, const RunInfo& run,
+                   const EvalOptions& options);
 
 /// One score of a results document: what a before/after table needs.
 struct Score {
@@ -39,8 +40,8 @@ struct Score {
 /// Of a results.json, ours or lm-evaluation-harness's; `where` is its path. Throws InputError.
 std::vector<Score> read_scores(const Json& results, const std::string& where);
 
-/// A score that both documents have. The standard error of the difference treats the runs as independent draws; both saw the
-/// same documents, so the true one is smaller.
+/// A score that both documents have. The standard error of the difference treats the runs as independent draws; both
+/// saw the same documents, so the true one is smaller.
 struct ScoreChange {
   Score before, after;
   double difference() const { return after.value - before.value; }

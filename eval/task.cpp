@@ -37,7 +37,8 @@ TextTemplate required_template(ConfigReader& fields, std::string_view key) {
   return parse_template(fields, key, text);
 }
 
-std::vector<TextTemplate> parse_templates(ConfigReader& fields, std::string_view key, const std::vector<std::string>& texts) {
+std::vector<TextTemplate> parse_templates(ConfigReader& fields, std::string_view key,
+                                          const std::vector<std::string>& texts) {
   std::vector<TextTemplate> templates;
   for (const std::string& text : texts) templates.push_back(parse_template(fields, key, text));
   return templates;
@@ -60,8 +61,10 @@ void bind_metrics(ConfigReader& fields, std::vector<ChoiceMetric>& metrics) {
 
 void bind_multiple_choice(ConfigReader& fields, TaskConfig& task) {
   fields.optional("labels_path", task.labels_path);
-  fields.choice("dataset_format", task.dataset_format, {{"jsonl", DatasetFormat::kJsonl}, {"hellaswag_txt", DatasetFormat::kHellaswagTxt}});
-  fields.choice("preprocess", task.preprocess, {{"none", Preprocess::kNone}, {"arc", Preprocess::kArc}, {"hellaswag", Preprocess::kHellaswag}});
+  fields.choice("dataset_format", task.dataset_format,
+                {{"jsonl", DatasetFormat::kJsonl}, {"hellaswag_txt", DatasetFormat::kHellaswagTxt}});
+  fields.choice("preprocess", task.preprocess,
+                {{"none", Preprocess::kNone}, {"arc", Preprocess::kArc}, {"hellaswag", Preprocess::kHellaswag}});
   fields.optional("num_fewshot", task.num_fewshot, {.min = 0, .max = kMaxFewshot});
   fields.optional("fewshot_draws_one_more", task.fewshot_draws_one_more);
   fields.optional("description", task.description);
@@ -90,7 +93,8 @@ void bind_valid_loss(ConfigReader& fields, TaskConfig& task) {
   if (const auto known = prompt_template_named(prompt_template)) {
     task.prompt_template = *known;
   } else {
-    fields.issue("template", str("unknown template '", prompt_template, "'", did_you_mean(prompt_template, prompt_template_names())));
+    fields.issue("template", str("unknown template '", prompt_template, "'",
+                                 did_you_mean(prompt_template, prompt_template_names())));
   }
 }
 
@@ -110,7 +114,8 @@ TaskConfig parse_task(std::string_view text, const std::string& name) {
     fields.issue("task", str("'", task.task, "' is no name; use letters, digits, '_' and '-'"));
   }
   fields.optional("version", task.version, {.min = 0.0, .max = 1e6});
-  fields.choice("output_type", task.output_type, {{"multiple_choice", OutputType::kMultipleChoice}, {"valid_loss", OutputType::kValidLoss}});
+  fields.choice("output_type", task.output_type,
+                {{"multiple_choice", OutputType::kMultipleChoice}, {"valid_loss", OutputType::kValidLoss}});
   fields.required("dataset_path", task.dataset_path);
   switch (task.output_type) {
     case OutputType::kMultipleChoice:
@@ -124,7 +129,9 @@ TaskConfig parse_task(std::string_view text, const std::string& name) {
   return task;
 }
 
-TaskConfig read_task(const std::filesystem::path& file) { return parse_task(MappedFile::open(file)->text(), file.string()); }
+TaskConfig read_task(const std::filesystem::path& file) {
+  return parse_task(MappedFile::open(file)->text(), file.string());
+}
 
 std::filesystem::path tasks_folder() {
   const auto exists = [](const std::filesystem::path& folder) {
@@ -140,7 +147,8 @@ std::filesystem::path tasks_folder() {
   for (std::filesystem::path folder = folder_of_program(); folder.has_relative_path(); folder = folder.parent_path()) {
     if (exists(folder / beside)) return folder / beside;
   }
-  throw ConfigError("no folder eval/tasks here or above the program; set DAGMOE_TASKS, or give --tasks the path of a task file");
+  throw ConfigError(
+      "no folder eval/tasks here or above the program; set DAGMOE_TASKS, or give --tasks the path of a task file");
 }
 
 std::vector<std::string> task_names(const std::filesystem::path& folder) {
@@ -166,7 +174,8 @@ std::vector<TaskConfig> load_tasks(std::span<const std::string> names_or_paths) 
   for (const std::string& item : names_or_paths) {
     try {
       TaskConfig task = load(item);
-      const bool is_twice = std::any_of(tasks.begin(), tasks.end(), [&](const TaskConfig& other) { return other.task == task.task; });
+      const bool is_twice =
+          std::any_of(tasks.begin(), tasks.end(), [&](const TaskConfig& other) { return other.task == task.task; });
       if (is_twice) issues.push_back(str("--tasks: '", task.task, "' is given twice"));
       tasks.push_back(std::move(task));
     } catch (const ConfigError& error) {

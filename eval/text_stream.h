@@ -8,8 +8,8 @@
 
 namespace dagmoe {
 
-/// Turns generated tokens into text that may be shown at once: holds back the bytes of a character that is not complete and
-/// text that may be the beginning of a stop string. The pieces of push() and finish() joined are text().
+/// Turns generated tokens into text that may be shown at once: holds back the bytes of a character that is not complete
+/// and text that may be the beginning of a stop string. The pieces of push() and finish() joined are text().
 ///
 ///   TextStream stream(tokenizer, {"\nUser:"});
 ///   generate_tokens(model, prompt, request, end_ids, [&](TokenId id) {

@@ -13,7 +13,8 @@ constexpr std::string_view kOpen = "{{", kClose = "}}";
 
 bool is_path(std::string_view text) {
   return !text.empty() && std::all_of(text.begin(), text.end(), [](char c) {
-    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '.' || c == '*' || c == '-';
+    return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') || c == '_' || c == '.' ||
+           c == '*' || c == '-';
   });
 }
 
@@ -24,7 +25,8 @@ void append_step(const Json& value, const std::string& step, std::vector<const J
   } else if (value.is_array()) {
     std::size_t index = value.size();
     const auto [end, error] = std::from_chars(step.data(), step.data() + step.size(), index);
-    if (error == std::errc() && end == step.data() + step.size() && index < value.size()) found.push_back(&value[index]);
+    if (error == std::errc() && end == step.data() + step.size() && index < value.size())
+      found.push_back(&value[index]);
   } else if (value.is_object()) {
     const auto member = value.find(step);
     if (member != value.end()) found.push_back(&*member);
@@ -48,13 +50,18 @@ std::string scalar_text(const Json& value, const std::string& path) {
   if (value.is_string()) return value.get<std::string>();
   if (value.is_boolean()) return value.get<bool>() ? "True" : "False";
   if (value.is_number()) return value.dump();
-  throw InputError(str("field '", path, "': found ", value.is_null() ? "null" : value.is_array() ? "a list" : "an object", ", expected a text or a number"));
+  throw InputError(str("field '", path, "': found ",
+                       value.is_null()    ? "null"
+                       : value.is_array() ? "a list"
+                                          : "an object",
+                       ", expected a text or a number"));
 }
 
 }  // namespace
 
 TextTemplate::TextTemplate(std::string_view text) {
-  if (text.find("{%") != std::string_view::npos) throw ConfigError("'{%' begins a Jinja statement; templates only substitute {{field}}");
+  if (text.find("{%") != std::string_view::npos)
+    throw ConfigError("'{%' begins a Jinja statement; templates only substitute {{field}}");
   while (!text.empty()) {
     const std::size_t open = text.find(kOpen);
     if (open != 0) pieces_.push_back({std::string(text.substr(0, open)), /*is_field=*/false});
@@ -63,7 +70,8 @@ TextTemplate::TextTemplate(std::string_view text) {
     if (close == std::string_view::npos) throw ConfigError("'{{' is never closed");
     const std::string path(trim(text.substr(open + kOpen.size(), close - open - kOpen.size())));
     if (!is_path(path)) {
-      throw ConfigError(str("'{{", path, "}}' is no field; found an expression, expected a dotted path such as choices.*.text"));
+      throw ConfigError(
+          str("'{{", path, "}}' is no field; found an expression, expected a dotted path such as choices.*.text"));
     }
     pieces_.push_back({path, /*is_field=*/true});
     text.remove_prefix(close + kClose.size());
@@ -78,7 +86,8 @@ std::string TextTemplate::render(const Json& document) const {
       continue;
     }
     const std::vector<const Json*> values = resolve(document, piece.text);
-    if (values.size() > 1) throw InputError(str("field '", piece.text, "': found ", values.size(), " values, expected one"));
+    if (values.size() > 1)
+      throw InputError(str("field '", piece.text, "': found ", values.size(), " values, expected one"));
     text += scalar_text(*values.front(), piece.text);
   }
   return text;

@@ -8,9 +8,10 @@
 
 namespace dagmoe {
 
-/// Text with fields of a document in it: "Question: {{question}}\nAnswer:". A field is a dotted path: a name goes into an
-/// object, a number into a list, and `*` through every item of a list ("choices.*.text"). Substitution and nothing else; smarter
-/// things are C++ functions that a task names under `preprocess`. lm-evaluation-harness's Jinja is not read.
+/// Text with fields of a document in it: "Question: {{question}}\nAnswer:". A field is a dotted path: a name goes into
+/// an object, a number into a list, and `*` through every item of a list ("choices.*.text"). Substitution and nothing
+/// else; smarter things are C++ functions that a task names under `preprocess`. lm-evaluation-harness's Jinja is not
+/// read.
 class TextTemplate {
  public:
   TextTemplate() = default;

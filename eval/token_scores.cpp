@@ -97,7 +97,8 @@ std::vector<std::vector<TokenScore>> score_tokens(const Decoder& model, std::spa
   std::vector<std::vector<TokenScore>> scores(sequences.size());
   std::vector<std::size_t> order(sequences.size());
   std::iota(order.begin(), order.end(), std::size_t{0});
-  // Longest first, so that a pass too large for the memory fails at once and estimates of the time left err on the safe side.
+  // Longest first, so that a pass too large for the memory fails at once and estimates of the time left err on the safe
+  // side.
   std::stable_sort(order.begin(), order.end(),
                    [&](std::size_t a, std::size_t b) { return sequences[a].input.size() > sequences[b].input.size(); });
 
@@ -107,8 +108,8 @@ std::vector<std::vector<TokenScore>> score_tokens(const Decoder& model, std::spa
       const std::size_t s = order[next++];
       scores[s].resize(sequences[s].targets.size());
       append_sequence(batch, sequences[s], scores[s]);
-    } while (next < order.size() &&
-             batch.input_ids.size() + sequences[order[next]].input.size() <= static_cast<std::size_t>(max_batch_tokens));
+    } while (next < order.size() && batch.input_ids.size() + sequences[order[next]].input.size() <=
+                                        static_cast<std::size_t>(max_batch_tokens));
     score_batch(model, batch);
     if (on_batch) on_batch(static_cast<std::int64_t>(next));
   }

@@ -10,8 +10,8 @@
 
 namespace dagmoe {
 
-/// What the model is asked at one position of a sequence: the log-probability of `token` coming next. A position may be asked
-/// for several tokens.
+/// What the model is asked at one position of a sequence: the log-probability of `token` coming next. A position may be
+/// asked for several tokens.
 struct TokenTarget {
   std::int64_t position = 0;
   TokenId token = 0;
@@ -26,9 +26,9 @@ struct ScoringSequence {
   std::vector<TokenTarget> targets;
 };
 
-/// Scores every target: result[s][i] belongs to sequences[s].targets[i]. Sequences are packed without padding, longest first,
-/// into batches of at most `max_batch_tokens` tokens (a longer one is alone); logits exist for targets' positions only, a few hundred at
-/// a time. `on_batch` gets the number of sequences that are finished. No gradients.
+/// Scores every target: result[s][i] belongs to sequences[s].targets[i]. Sequences are packed without padding, longest
+/// first, into batches of at most `max_batch_tokens` tokens (a longer one is alone); logits exist for targets'
+/// positions only, a few hundred at a time. `on_batch` gets the number of sequences that are finished. No gradients.
 std::vector<std::vector<TokenScore>> score_tokens(const Decoder& model, std::span<const ScoringSequence> sequences,
                                                   std::int64_t max_batch_tokens,
                                                   const std::function<void(std::int64_t)>& on_batch = {});

@@ -9,7 +9,8 @@
 
 namespace dagmoe {
 
-std::vector<SampleLoss> example_losses(const Decoder& model, std::span<const Example> examples, std::int64_t max_batch_tokens,
+std::vector<SampleLoss> example_losses(const Decoder& model, std::span<const Example> examples,
+                                       std::int64_t max_batch_tokens,
                                        const std::function<void(std::int64_t)>& on_batch) {
   std::vector<ScoringSequence> sequences(examples.size());
   for (std::size_t e = 0; e < examples.size(); ++e) {

@@ -11,12 +11,14 @@
 
 namespace dagmoe {
 
-/// Nats of each example's supervised tokens, by packed passes of at most `max_batch_tokens` tokens. An example without a target
-/// scores 0 over 0 tokens. `on_batch` gets the number of examples that are finished.
-std::vector<SampleLoss> example_losses(const Decoder& model, std::span<const Example> examples, std::int64_t max_batch_tokens,
+/// Nats of each example's supervised tokens, by packed passes of at most `max_batch_tokens` tokens. An example without
+/// a target scores 0 over 0 tokens. `on_batch` gets the number of examples that are finished.
+std::vector<SampleLoss> example_losses(const Decoder& model, std::span<const Example> examples,
+                                       std::int64_t max_batch_tokens,
                                        const std::function<void(std::int64_t)>& on_batch = {});
 
-/// Loss over all supervised tokens, nats per token: sum of nats / sum of tokens, so that long answers count as in training.
+/// Loss over all supervised tokens, nats per token: sum of nats / sum of tokens, so that long answers count as in
+/// training.
 struct MeanLoss {
   double value = 0.0;
   double standard_error = 0.0;  ///< of this ratio, with documents as the independent draws; NaN for fewer than two

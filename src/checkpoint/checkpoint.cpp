@@ -157,7 +157,7 @@ Decoder load_decoder(const Checkpoint& checkpoint, const LoadOptions& options) {
       used.insert(on_disk);
       if (info->shape != shapes[i].second) {
         problems.push_back(str("tensor '", on_disk, "': found shape ", shape_text(info->shape), ", expected ",
-                         shape_text(shapes[i].second)));
+                               shape_text(shapes[i].second)));
         continue;
       }
       if (info->dtype != DType::kF32 && info->dtype != DType::kBF16 && info->dtype != DType::kF16 &&

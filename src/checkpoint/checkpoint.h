@@ -31,7 +31,8 @@ class Checkpoint {
   const ModelConfig& config() const noexcept { return config_; }
   const TensorInfo* find(std::string_view disk_name) const;
   std::vector<const TensorInfo*> tensors() const;  ///< of all files, by name
-  /// A tensor over the mapped bytes that keeps the mapping alive; writing to it would crash. Copied only when unaligned.
+  /// A tensor over the mapped bytes that keeps the mapping alive; writing to it would crash. Copied only when
+  /// unaligned.
   at::Tensor tensor(std::string_view disk_name) const;
   std::span<const std::byte> bytes(std::string_view disk_name) const;
 
@@ -50,13 +51,14 @@ struct LoadOptions {
   std::uint64_t seed = 0;
 };
 
-/// Strict: one InputError lists every missing, unexpected and misshaped tensor. Frozen weights in the compute dtype stay in their
-/// file; others are converted once. Norms and routers are float whatever the compute dtype is.
+/// Strict: one InputError lists every missing, unexpected and misshaped tensor. Frozen weights in the compute dtype
+/// stay in their file; others are converted once. Norms and routers are float whatever the compute dtype is.
 Decoder load_decoder(const Checkpoint& checkpoint, const LoadOptions& options);
 
-/// Writes config.json, model.safetensors and the source's tokenizer files into `folder`, which must exist (write_folder_atomically
-/// makes it). Weights that do not require grad are copied from the source's bytes, so that they stay bit-identical; others take
-/// the dtype of their namesake in the source, else of its embedding, else (a DAG that was added) float.
+/// Writes config.json, model.safetensors and the source's tokenizer files into `folder`, which must exist
+/// (write_folder_atomically makes it). Weights that do not require grad are copied from the source's bytes, so that
+/// they stay bit-identical; others take the dtype of their namesake in the source, else of its embedding, else (a DAG
+/// that was added) float.
 void save_model(const std::filesystem::path& folder, Decoder& model, const Checkpoint& source);
 
 /// The tokenizer and generation files of a model folder that are there, copied as they are.

@@ -9,8 +9,8 @@ class App;
 
 namespace dagmoe {
 
-/// Each registers one command below `app`; parsing the command line only stores flags in `run`, so that nothing happens before
-/// all of them are checked.
+/// Each registers one command below `app`; parsing the command line only stores flags in `run`, so that nothing happens
+/// before all of them are checked.
 using RunCommand = std::function<int()>;
 void register_import(CLI::App& app, RunCommand& run);
 void register_upcycle(CLI::App& app, RunCommand& run);
@@ -20,7 +20,8 @@ void register_generate(CLI::App& app, RunCommand& run);
 void register_inspect(CLI::App& app, RunCommand& run);
 void register_validate(CLI::App& app, RunCommand& run);
 
-/// Parses, runs and maps errors: what every error class returns is in base/error.h. The whole program, callable from a test.
+/// Parses, runs and maps errors: what every error class returns is in base/error.h. The whole program, callable from a
+/// test.
 int run_program(int argc, const char* const* argv);
 
 }  // namespace dagmoe

@@ -1,5 +1,3 @@
-#include "eval/evaluate.h"
-
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <iostream>
@@ -11,6 +9,7 @@
 #include "base/text.h"
 #include "cli/commands.h"
 #include "cli/model_session.h"
+#include "eval/evaluate.h"
 #include "eval/model_runner.h"
 #include "eval/results.h"
 
@@ -65,7 +64,8 @@ int eval_command(const EvalFlags& flags) {
       progress.update(done, str(done, " of ", total, " requests"));
     }));
     const TaskResult& result = results.back();
-    progress.finish(str(result.num_documents, " documents, ", fixed(static_cast<double>(result.num_documents) / result.seconds, 2), " a second"));
+    progress.finish(str(result.num_documents, " documents, ",
+                        fixed(static_cast<double>(result.num_documents) / result.seconds, 2), " a second"));
     for (const auto& note : result.notes) log_warning(str(task.task, ": ", note));
   }
 
@@ -83,7 +83,8 @@ int eval_command(const EvalFlags& flags) {
   }
   std::cout << results_table(results);
   if (!flags.compare.empty()) {
-    std::cout << "\nbefore: " << flags.compare << "\nafter:  " << flags.model << "\n\n" << comparison_table(compare_scores(before, read_scores(document, flags.model)));
+    std::cout << "\nbefore: " << flags.compare << "\nafter:  " << flags.model << "\n\n"
+              << comparison_table(compare_scores(before, read_scores(document, flags.model)));
   }
   std::cout << std::flush;
   return 0;
@@ -97,13 +98,20 @@ void register_eval(CLI::App& app, RunCommand& run) {
   command->add_option("--model", flags->model, "model folder");
   command->add_option("--tasks", flags->tasks, "names or task files, separated by commas");
   command->add_flag("--list", flags->list, "print the known tasks");
-  command->add_option("--data-dir", flags->data_dir, "folder that a task's relative dataset_path is resolved against")->capture_default_str();
-  command->add_option("--dataset", flags->datasets, "TASK=FILE or TASK=FILE,LABELS: another data file for a task")->take_all();
-  command->add_option("--fewshot", flags->fewshot_pools, "TASK=FILE: where a task's examples are drawn from")->take_all();
-  command->add_option("--num-fewshot", flags->num_fewshot, "examples before each question (default: the task's own)")->check(CLI::Range(0, 1000));
-  command->add_option("--limit", flags->limit, "first n documents of each task; below 1: a share of them")->check(CLI::Range(0.0, 1e12));
+  command->add_option("--data-dir", flags->data_dir, "folder that a task's relative dataset_path is resolved against")
+      ->capture_default_str();
+  command->add_option("--dataset", flags->datasets, "TASK=FILE or TASK=FILE,LABELS: another data file for a task")
+      ->take_all();
+  command->add_option("--fewshot", flags->fewshot_pools, "TASK=FILE: where a task's examples are drawn from")
+      ->take_all();
+  command->add_option("--num-fewshot", flags->num_fewshot, "examples before each question (default: the task's own)")
+      ->check(CLI::Range(0, 1000));
+  command->add_option("--limit", flags->limit, "first n documents of each task; below 1: a share of them")
+      ->check(CLI::Range(0.0, 1e12));
   command->add_option("--dtype", flags->dtype, "compute type: float32 or bfloat16")->capture_default_str();
-  command->add_option("--max-batch-tokens", flags->max_batch_tokens, "tokens of one forward pass")->capture_default_str()->check(CLI::Range(16, 1 << 20));
+  command->add_option("--max-batch-tokens", flags->max_batch_tokens, "tokens of one forward pass")
+      ->capture_default_str()
+      ->check(CLI::Range(16, 1 << 20));
   command->add_option("--output", flags->output, "folder for results.json");
   command->add_flag("--log-samples", flags->log_samples, "also write samples_TASK.jsonl");
   command->add_option("--compare", flags->compare, "results.json of an earlier run: adds a before/after table");

@@ -62,9 +62,11 @@ void register_finetune(CLI::App& app, RunCommand& run) {
   auto flags = std::make_shared<FinetuneFlags>();
   CLI::App* command = app.add_subcommand("finetune", "tune a checkpoint as a recipe says");
   command->add_option("recipe", flags->recipe, "a .yaml file; recipes/README.md lists the shipped ones")->required();
-  command->add_option("overrides", flags->overrides, "key=value pairs that replace settings of the recipe, by dotted path");
+  command->add_option("overrides", flags->overrides,
+                      "key=value pairs that replace settings of the recipe, by dotted path");
   command->add_flag("--resume", flags->resume, "go on from the newest checkpoint of output_dir");
-  command->add_flag("--dry-run", flags->dry_run, "check recipe, data and model names; print what would train; write nothing");
+  command->add_flag("--dry-run", flags->dry_run,
+                    "check recipe, data and model names; print what would train; write nothing");
   command->callback([flags, &run] { run = [flags] { return finetune_command(*flags); }; });
 }
 

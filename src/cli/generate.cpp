@@ -56,22 +56,29 @@ int generate_command(const GenerateFlags& flags) {
     text += piece;
     if (!flags.json) std::cout << piece << std::flush;
   };
-  const GenerationResult result = generate_tokens(session.model, prompt, request, end_ids_of(session.model, *session.tokenizer), [&](TokenId id) {
-    show(stream.push(id));
-    return !stream.stopped();
-  });
+  const GenerationResult result =
+      generate_tokens(session.model, prompt, request, end_ids_of(session.model, *session.tokenizer), [&](TokenId id) {
+        show(stream.push(id));
+        return !stream.stopped();
+      });
   show(stream.finish());
-  const auto rate = [](std::size_t tokens, double seconds) { return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0; };
+  const auto rate = [](std::size_t tokens, double seconds) {
+    return seconds > 0 ? static_cast<double>(tokens) / seconds : 0.0;
+  };
   if (flags.json) {
-    std::cout << Json{{"text", text}, {"prompt_tokens", prompt.size()}, {"new_tokens", result.tokens.size()}, {"prefill_seconds", result.prefill_seconds},
+    std::cout << Json{{"text", text},
+                      {"prompt_tokens", prompt.size()},
+                      {"new_tokens", result.tokens.size()},
+                      {"prefill_seconds", result.prefill_seconds},
                       {"decode_seconds", result.decode_seconds}}
                      .dump()
               << std::endl;
     return 0;
   }
   std::cout << std::endl;
-  log_info(str(prompt.size(), " prompt tokens at ", fixed(rate(prompt.size(), result.prefill_seconds), 0), " tok/s, ", result.tokens.size(),
-               " new tokens at ", fixed(rate(result.tokens.size(), result.decode_seconds), 1), " tok/s"));
+  log_info(str(prompt.size(), " prompt tokens at ", fixed(rate(prompt.size(), result.prefill_seconds), 0), " tok/s, ",
+               result.tokens.size(), " new tokens at ", fixed(rate(result.tokens.size(), result.decode_seconds), 1),
+               " tok/s"));
   return 0;
 }
 
@@ -84,9 +91,15 @@ void register_generate(CLI::App& app, RunCommand& run) {
   command->add_option("--prompt", flags->prompt, "text to continue, or the user's message with --chat")->required();
   command->add_flag("--chat", flags->chat, "use the model's chat template");
   command->add_option("--system", flags->system, "system message, with --chat");
-  command->add_option("--max-new-tokens", flags->max_new_tokens, "stop after this many")->capture_default_str()->check(CLI::Range(1, 1000000));
-  command->add_option("--temperature", flags->temperature, "0: always the most probable token")->capture_default_str()->check(CLI::Range(0.0, 100.0));
-  command->add_option("--top-p", flags->top_p, "sample from the smallest set of tokens with this probability")->capture_default_str()->check(CLI::Range(0.0, 1.0));
+  command->add_option("--max-new-tokens", flags->max_new_tokens, "stop after this many")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000000));
+  command->add_option("--temperature", flags->temperature, "0: always the most probable token")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 100.0));
+  command->add_option("--top-p", flags->top_p, "sample from the smallest set of tokens with this probability")
+      ->capture_default_str()
+      ->check(CLI::Range(0.0, 1.0));
   command->add_option("--seed", flags->seed, "of the sampling")->capture_default_str();
   command->add_option("--stop", flags->stop, "end before this text; may be given more than once")->take_all();
   command->add_option("--dtype", flags->dtype, "compute type: float32 or bfloat16")->capture_default_str();

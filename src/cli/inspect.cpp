@@ -60,10 +60,12 @@ Report inspect_gguf(const std::filesystem::path& path) {
   const GgufFile file = GgufFile::open(path);
   Report report;
   report.fact("kind", "GGUF file");
-  if (const GgufValue* architecture = file.find("general.architecture"); architecture != nullptr && std::holds_alternative<std::string>(*architecture)) {
+  if (const GgufValue* architecture = file.find("general.architecture");
+      architecture != nullptr && std::holds_alternative<std::string>(*architecture)) {
     report.fact("architecture", std::get<std::string>(*architecture));
   }
-  add_tensors(report, file.tensors(), [](const GgufTensor& tensor) { return std::string(gguf_type_name(tensor.type)); });
+  add_tensors(report, file.tensors(),
+              [](const GgufTensor& tensor) { return std::string(gguf_type_name(tensor.type)); });
   return report;
 }
 
@@ -83,7 +85,8 @@ Report inspect_model(const std::filesystem::path& folder, std::string& groups) {
   report.fact("kind", "model folder");
   report.fact("model_type", config.model_type);
   if (config.moe) {
-    report.fact("experts", str(config.moe->num_experts, ", ", config.moe->num_experts_per_tok, " per token, width ", config.moe->moe_intermediate_size));
+    report.fact("experts", str(config.moe->num_experts, ", ", config.moe->num_experts_per_tok, " per token, width ",
+                               config.moe->moe_intermediate_size));
   }
   if (config.dag) report.fact("dag", str(config.dag->num_iterations, " iterations, node size ", config.dag->node_size));
   report.fact("parameters", with_commas(num_parameters(config)));
@@ -91,7 +94,8 @@ Report inspect_model(const std::filesystem::path& folder, std::string& groups) {
   report.fact("tokenizer", load_tokenizer(folder)->description());
   report.fact("chat template", chat_format_of(folder) ? "chatml" : "none");
   groups = group_table(group_rows(config, std::vector<bool>(Decoder::parameter_shapes(config).size(), false)));
-  for (const TensorInfo* tensor : checkpoint.tensors()) report.tensor(tensor->name, dtype_name(tensor->dtype), tensor->shape);
+  for (const TensorInfo* tensor : checkpoint.tensors())
+    report.tensor(tensor->name, dtype_name(tensor->dtype), tensor->shape);
   return report;
 }
 
@@ -113,7 +117,8 @@ int inspect_command(const InspectFlags& flags) {
     std::cout << report.json.dump(2) << std::endl;
     return 0;
   }
-  for (const auto& fact : report.facts) std::cout << fact[0] << std::string(20 - std::min<std::size_t>(fact[0].size(), 19), ' ') << fact[1] << '\n';
+  for (const auto& fact : report.facts)
+    std::cout << fact[0] << std::string(20 - std::min<std::size_t>(fact[0].size(), 19), ' ') << fact[1] << '\n';
   if (!groups.empty()) std::cout << '\n' << groups;
   if (flags.tensors) std::cout << '\n' << table_text(report.tensors);
   std::cout << std::flush;

@@ -22,22 +22,24 @@ std::string version_lines() {
 #else
   const char* cuda = "none";
 #endif
-  return str("dagmoe ", version_text(), " (", commit_text(), ")\nLibTorch ", TORCH_VERSION, "\nCPU ", isa_name(best_isa()), "\nCUDA ", cuda);
+  return str("dagmoe ", version_text(), " (", commit_text(), ")\nLibTorch ", TORCH_VERSION, "\nCPU ",
+             isa_name(best_isa()), "\nCUDA ", cuda);
 }
 
 // CLI11 reports an unknown command as an unexpected argument; the nearest command helps more.
 std::string unknown_command(const CLI::App& app, int argc, const char* const* argv) {
   if (argc < 2 || argv[1][0] == '-') return "";
   std::vector<std::string> known;
-  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; })) known.push_back(command->get_name());
+  for (const CLI::App* command : app.get_subcommands([](const CLI::App*) { return true; }))
+    known.push_back(command->get_name());
   for (const auto& name : known) {
     if (name == argv[1]) return "";
   }
   return str("dagmoe: '", argv[1], "' is no command", did_you_mean(argv[1], known));
 }
 
-// Activations of a step are freed and allocated again in the same sizes. glibc would hand large blocks back to the kernel each
-// time, and every first touch of a page would cost a fault.
+// Activations of a step are freed and allocated again in the same sizes. glibc would hand large blocks back to the
+// kernel each time, and every first touch of a page would cost a fault.
 void keep_freed_memory() {
   mallopt(M_MMAP_MAX, 0);
   mallopt(M_TRIM_THRESHOLD, -1);
@@ -71,7 +73,8 @@ int run_program(int argc, const char* const* argv) {
       return app.exit(success);  // --help and --version
     } catch (const CLI::ParseError& error) {
       const std::string unknown = unknown_command(app, argc, argv);
-      return print_error(unknown.empty() ? str("dagmoe: ", error.what(), "; see dagmoe --help") : unknown, ExitCode::kConfig);
+      return print_error(unknown.empty() ? str("dagmoe: ", error.what(), "; see dagmoe --help") : unknown,
+                         ExitCode::kConfig);
     }
     return run();
   } catch (const Error& error) {
@@ -79,7 +82,9 @@ int run_program(int argc, const char* const* argv) {
   } catch (const std::exception& error) {
     // The first line is enough for a report; LibTorch appends a stack of its own.
     const std::string text = error.what();
-    return print_error(str("internal error: ", text.substr(0, text.find('\n')), "; this is a bug of dagmoe, please report it"), ExitCode::kInternal);
+    return print_error(
+        str("internal error: ", text.substr(0, text.find('\n')), "; this is a bug of dagmoe, please report it"),
+        ExitCode::kInternal);
   }
 }
 

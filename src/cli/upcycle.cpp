@@ -26,26 +26,35 @@ struct UpcycleFlags {
 
 // What the two models are compared on when no file is given.
 constexpr std::string_view kSampleText =
-    "Rain falls when the small drops of a cloud join and grow too heavy to float. Rivers carry the water back to the sea, and the "
-    "sun lifts it again. A seed needs water, air and warmth before it wakes; light comes later, when the first leaves open. To find "
-    "the area of a triangle, multiply its base by its height and halve the result: a base of 6 and a height of 4 give 12. A good "
-    "summary keeps the main point, drops the examples, and says nothing that the text does not say. Bread rises because yeast eats "
-    "sugar and breathes out gas, which the dough holds in many small rooms. When two colours of light meet on a wall they add up; when "
-    "two paints meet in a pot they take away. If every cat is a mammal and no mammal lays eggs in the sea, then no cat does either.";
+    "Rain falls when the small drops of a cloud join and grow too heavy to float. Rivers carry the water back to the "
+    "sea, and the "
+    "sun lifts it again. A seed needs water, air and warmth before it wakes; light comes later, when the first leaves "
+    "open. To find "
+    "the area of a triangle, multiply its base by its height and halve the result: a base of 6 and a height of 4 give "
+    "12. A good "
+    "summary keeps the main point, drops the examples, and says nothing that the text does not say. Bread rises "
+    "because yeast eats "
+    "sugar and breathes out gas, which the dough holds in many small rooms. When two colours of light meet on a wall "
+    "they add up; when "
+    "two paints meet in a pot they take away. If every cat is a mammal and no mammal lays eggs in the sea, then no cat "
+    "does either.";
 
 // Exact constructions differ by rounding only; more than this share of the largest logit means a wrong construction.
 constexpr double kExactTolerance = 1e-4;
 
 int upcycle_command(const UpcycleFlags& flags) {
   if (flags.method != "virtual_group") {
-    throw ConfigError(str("--method: found '", flags.method, "', expected virtual_group", did_you_mean(flags.method, {"virtual_group"})));
+    throw ConfigError(str("--method: found '", flags.method, "', expected virtual_group",
+                          did_you_mean(flags.method, {"virtual_group"})));
   }
   upcycle(flags.source, flags.output, flags.config);
   const ModelSession dense = open_model(flags.source, at::kFloat), sparse = open_model(flags.output, at::kFloat);
-  const std::string text = flags.text_file.empty() ? std::string(kSampleText) : std::string(MappedFile::open(flags.text_file)->text());
+  const std::string text =
+      flags.text_file.empty() ? std::string(kSampleText) : std::string(MappedFile::open(flags.text_file)->text());
   if (!is_valid_utf8(text)) throw InputError(str(flags.text_file, ": is no UTF-8 text; --text takes a text file"));
   std::vector<TokenId> tokens = dense.tokenizer->encode(text);
-  if (static_cast<std::int64_t>(tokens.size()) > flags.compare_tokens) tokens.resize(static_cast<std::size_t>(flags.compare_tokens));
+  if (static_cast<std::int64_t>(tokens.size()) > flags.compare_tokens)
+    tokens.resize(static_cast<std::size_t>(flags.compare_tokens));
   if (tokens.empty()) throw InputError(str(flags.text_file, ": gives no tokens; --text takes a file with text"));
   const Comparison comparison = compare_models(dense.model, sparse.model, tokens);
 
@@ -55,13 +64,15 @@ int upcycle_command(const UpcycleFlags& flags) {
     return std::string(buffer.data());
   };
   const ModelConfig& config = sparse.checkpoint.config();
-  std::cout << table_text({{"model", "parameters", "active"},
-                           {flags.source, with_commas(num_parameters(dense.checkpoint.config())), with_commas(num_active_parameters(dense.checkpoint.config()))},
-                           {flags.output, with_commas(num_parameters(config)), with_commas(num_active_parameters(config))}})
+  std::cout << table_text(
+                   {{"model", "parameters", "active"},
+                    {flags.source, with_commas(num_parameters(dense.checkpoint.config())),
+                     with_commas(num_active_parameters(dense.checkpoint.config()))},
+                    {flags.output, with_commas(num_parameters(config)), with_commas(num_active_parameters(config))}})
             << "\nstep 0 against the source, fp32, " << with_commas(comparison.num_tokens) << " tokens of "
             << (flags.text_file.empty() ? "the built-in sample" : flags.text_file) << "\n  max |logit difference|  "
-            << scientific(comparison.max_logit_difference) << "  (largest logit " << fixed(comparison.max_logit, 1) << ")\n  KL per token            "
-            << scientific(comparison.kl_per_token) << " nats" << std::endl;
+            << scientific(comparison.max_logit_difference) << "  (largest logit " << fixed(comparison.max_logit, 1)
+            << ")\n  KL per token            " << scientific(comparison.kl_per_token) << " nats" << std::endl;
 
   const auto manifest_path = std::filesystem::path(flags.output) / "upcycle.json";
   Json manifest = read_json_file(manifest_path);
@@ -72,10 +83,13 @@ int upcycle_command(const UpcycleFlags& flags) {
   write_file_atomically(manifest_path, manifest.dump(2) + "\n");
 
   const bool exact = flags.config.dag.node_residual != NodeResidual::kNormedInput;
-  if (!exact) log_warning("dag.node_residual normed_input adds the normed input once more, so step 0 differs from the source by design");
+  if (!exact)
+    log_warning(
+        "dag.node_residual normed_input adds the normed input once more, so step 0 differs from the source by design");
   if (exact && !(comparison.max_logit_difference <= kExactTolerance * comparison.max_logit)) {
-    throw NumericsError(str(flags.output, ": differs from its source by ", scientific(comparison.max_logit_difference), ", expected at most ",
-                            scientific(kExactTolerance * comparison.max_logit), "; do not train from it"));
+    throw NumericsError(str(flags.output, ": differs from its source by ", scientific(comparison.max_logit_difference),
+                            ", expected at most ", scientific(kExactTolerance * comparison.max_logit),
+                            "; do not train from it"));
   }
   return 0;
 }
@@ -84,23 +98,38 @@ int upcycle_command(const UpcycleFlags& flags) {
 
 void register_upcycle(CLI::App& app, RunCommand& run) {
   auto flags = std::make_shared<UpcycleFlags>();
-  CLI::App* command = app.add_subcommand("upcycle", "dense model -> DAG-MoE that computes the same function, with a step-0 comparison");
+  CLI::App* command =
+      app.add_subcommand("upcycle", "dense model -> DAG-MoE that computes the same function, with a step-0 comparison");
   command->add_option("--source", flags->source, "dense model folder")->required();
   command->add_option("--output", flags->output, "folder to write")->required();
   command->add_option("--method", flags->method, "how experts are made")->capture_default_str();
-  command->add_option("--experts", flags->config.num_experts, "number of experts, copies x shards")->capture_default_str()->check(CLI::Range(1, 65536));
-  command->add_option("--top-k", flags->config.num_experts_per_tok, "experts per token, a multiple of the shards")->capture_default_str()->check(CLI::Range(1, 65536));
-  command->add_option("--shards", flags->config.num_shards, "shards of the feed-forward network (default: --top-k)")->check(CLI::Range(1, 65536));
-  command->add_option("--dag-iterations", flags->config.dag.num_iterations, "L, iterations of the aggregator")->capture_default_str()->check(CLI::Range(1, 64));
-  command->add_option("--dag-node-size", flags->config.dag.node_size, "G, width of a node")->capture_default_str()->check(CLI::Range(1, 65536));
+  command->add_option("--experts", flags->config.num_experts, "number of experts, copies x shards")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 65536));
+  command->add_option("--top-k", flags->config.num_experts_per_tok, "experts per token, a multiple of the shards")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 65536));
+  command->add_option("--shards", flags->config.num_shards, "shards of the feed-forward network (default: --top-k)")
+      ->check(CLI::Range(1, 65536));
+  command->add_option("--dag-iterations", flags->config.dag.num_iterations, "L, iterations of the aggregator")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 64));
+  command->add_option("--dag-node-size", flags->config.dag.node_size, "G, width of a node")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 65536));
   command->add_option("--dag-node-residual", flags->config.dag.node_residual, "hidden_state, normed_input or none")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, NodeResidual>{
-          {"hidden_state", NodeResidual::kHiddenState}, {"normed_input", NodeResidual::kNormedInput}, {"none", NodeResidual::kNone}}));
+      ->transform(
+          CLI::CheckedTransformer(std::map<std::string, NodeResidual>{{"hidden_state", NodeResidual::kHiddenState},
+                                                                      {"normed_input", NodeResidual::kNormedInput},
+                                                                      {"none", NodeResidual::kNone}}));
   command->add_option("--dag-norm", flags->config.dag.norm, "layer_norm or rms_norm")
-      ->transform(CLI::CheckedTransformer(std::map<std::string, DagNorm>{{"layer_norm", DagNorm::kLayerNorm}, {"rms_norm", DagNorm::kRmsNorm}}));
+      ->transform(CLI::CheckedTransformer(
+          std::map<std::string, DagNorm>{{"layer_norm", DagNorm::kLayerNorm}, {"rms_norm", DagNorm::kRmsNorm}}));
   command->add_option("--seed", flags->config.seed, "of router rows and DAG weights")->capture_default_str();
   command->add_option("--text", flags->text_file, "text file for the comparison (default: a built-in paragraph)");
-  command->add_option("--compare-tokens", flags->compare_tokens, "tokens of that text at most")->capture_default_str()->check(CLI::Range(1, 1000000));
+  command->add_option("--compare-tokens", flags->compare_tokens, "tokens of that text at most")
+      ->capture_default_str()
+      ->check(CLI::Range(1, 1000000));
   command->add_flag("--force", flags->config.force, "replace an existing output folder");
   command->callback([flags, &run] { run = [flags] { return upcycle_command(*flags); }; });
 }

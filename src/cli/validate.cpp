@@ -40,7 +40,8 @@ int validate_command(const std::vector<std::string>& paths) {
 
 void register_validate(CLI::App& app, RunCommand& run) {
   auto paths = std::make_shared<std::vector<std::string>>();
-  CLI::App* command = app.add_subcommand("validate", "check recipes and task files; every problem at once, nothing is loaded");
+  CLI::App* command =
+      app.add_subcommand("validate", "check recipes and task files; every problem at once, nothing is loaded");
   command->add_option("files", *paths, "recipes and task files")->required();
   command->callback([paths, &run] { run = [paths] { return validate_command(*paths); }; });
 }

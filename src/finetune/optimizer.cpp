@@ -7,7 +7,8 @@
 
 namespace dagmoe {
 
-AdamW::AdamW(std::vector<at::Tensor> parameters, const AdamWConfig& config) : config_(config), parameters_(std::move(parameters)) {
+AdamW::AdamW(std::vector<at::Tensor> parameters, const AdamWConfig& config)
+    : config_(config), parameters_(std::move(parameters)) {
   for (const at::Tensor& parameter : parameters_) {
     exp_avg_.push_back(at::zeros_like(parameter));
     exp_avg_sq_.push_back(at::zeros_like(parameter));
@@ -31,8 +32,9 @@ void AdamW::step(double lr, double gradient_scale) {
     exp_avg_sq.push_back(exp_avg_sq_[i]);
     step_counts.push_back(step_counts_[i]);
   }
-  at::_fused_adamw_(with_gradient, gradients, exp_avg, exp_avg_sq, /*max_exp_avg_sqs=*/{}, step_counts, lr, config_.beta1,
-                    config_.beta2, config_.weight_decay, config_.eps, /*amsgrad=*/false, /*maximize=*/false);
+  at::_fused_adamw_(with_gradient, gradients, exp_avg, exp_avg_sq, /*max_exp_avg_sqs=*/{}, step_counts, lr,
+                    config_.beta1, config_.beta2, config_.weight_decay, config_.eps, /*amsgrad=*/false,
+                    /*maximize=*/false);
 }
 
 void AdamW::set_num_steps(std::int64_t num_steps) { num_steps_ = num_steps; }

@@ -12,8 +12,8 @@ struct AdamWConfig {
   double lr = 2e-5, beta1 = 0.9, beta2 = 0.999, eps = 1e-8, weight_decay = 0.0;
 };
 
-/// AdamW with decoupled weight decay over fp32 tensors, one fused pass over all of them (at::_fused_adamw_, the update of
-/// torch.optim.AdamW). Holds nothing for parameters that do not train.
+/// AdamW with decoupled weight decay over fp32 tensors, one fused pass over all of them (at::_fused_adamw_, the update
+/// of torch.optim.AdamW). Holds nothing for parameters that do not train.
 class AdamW {
  public:
   AdamW(std::vector<at::Tensor> parameters, const AdamWConfig& config);

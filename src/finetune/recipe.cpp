@@ -9,9 +9,10 @@ namespace {
 
 constexpr std::int64_t kMaxCount = std::int64_t{1} << 40;
 
-// Two keys that say the same thing in two ways. In one file that is a contradiction; on the command line the later word wins.
-void keep_one(ConfigReader& fields, std::string_view first_key, std::optional<std::int64_t>& first, std::string_view second_key,
-              std::optional<std::int64_t>& second) {
+// Two keys that say the same thing in two ways. In one file that is a contradiction; on the command line the later word
+// wins.
+void keep_one(ConfigReader& fields, std::string_view first_key, std::optional<std::int64_t>& first,
+              std::string_view second_key, std::optional<std::int64_t>& second) {
   if (!first || !second) return;
   const bool first_given = fields.place(first_key).starts_with("command line");
   const bool second_given = fields.place(second_key).starts_with("command line");
@@ -21,7 +22,8 @@ void keep_one(ConfigReader& fields, std::string_view first_key, std::optional<st
     (first_given ? second : first).reset();
   }
 }
-void keep_one(ConfigWriter&, std::string_view, const std::optional<std::int64_t>&, std::string_view, const std::optional<std::int64_t>&) {}
+void keep_one(ConfigWriter&, std::string_view, const std::optional<std::int64_t>&, std::string_view,
+              const std::optional<std::int64_t>&) {}
 
 }  // namespace
 
@@ -32,7 +34,9 @@ void bind(Fields& fields, DagConfig& config) {
   fields.optional("num_iterations", config.num_iterations, {.min = 1, .max = 64});
   fields.optional("node_size", config.node_size, {.min = 1, .max = 65536});
   fields.choice("node_residual", config.node_residual,
-                {{"hidden_state", NodeResidual::kHiddenState}, {"normed_input", NodeResidual::kNormedInput}, {"none", NodeResidual::kNone}});
+                {{"hidden_state", NodeResidual::kHiddenState},
+                 {"normed_input", NodeResidual::kNormedInput},
+                 {"none", NodeResidual::kNone}});
   fields.choice("norm", config.norm, {{"layer_norm", DagNorm::kLayerNorm}, {"rms_norm", DagNorm::kRmsNorm}});
 }
 
@@ -55,7 +59,8 @@ void bind(Fields& fields, DataRecipe& config) {
   if (config.prompt_template != "auto" && !prompt_template_named(config.prompt_template)) {
     std::vector<std::string> known = prompt_template_names();
     known.emplace_back("auto");
-    fields.issue("template", str("found '", config.prompt_template, "', expected a prompt template", did_you_mean(config.prompt_template, known)));
+    fields.issue("template", str("found '", config.prompt_template, "', expected a prompt template",
+                                 did_you_mean(config.prompt_template, known)));
   }
   fields.optional("weight", config.weight, {.min = 0.0});
   if (config.weight != 1.0) fields.issue("weight", "only 1.0 is supported; mixing by weight is not built yet");
@@ -85,7 +90,8 @@ void bind(Fields& fields, Recipe::Optimizer& config) {
   if (config.name != "adamw") fields.issue("name", str("found '", config.name, "', expected adamw"));
   fields.optional("lr", config.lr, {.min = 0.0, .max = 1e3});
   fields.optional("betas", config.betas);
-  const bool betas_fit = config.betas.size() == 2 && config.betas[0] >= 0.0 && config.betas[0] < 1.0 && config.betas[1] >= 0.0 && config.betas[1] < 1.0;
+  const bool betas_fit = config.betas.size() == 2 && config.betas[0] >= 0.0 && config.betas[0] < 1.0 &&
+                         config.betas[1] >= 0.0 && config.betas[1] < 1.0;
   if (!betas_fit) fields.issue("betas", "expected two numbers, each at least 0 and below 1");
   fields.optional("eps", config.eps, {.min = 0.0, .max = 1.0});
   fields.optional("weight_decay", config.weight_decay, {.min = 0.0, .max = 1e3});
@@ -94,7 +100,10 @@ void bind(Fields& fields, Recipe::Optimizer& config) {
 template <class Fields>
 void bind(Fields& fields, ScheduleConfig& config) {
   fields.choice("kind", config.kind,
-                {{"constant", ScheduleKind::kConstant}, {"linear", ScheduleKind::kLinear}, {"cosine", ScheduleKind::kCosine}, {"wsd", ScheduleKind::kWsd}});
+                {{"constant", ScheduleKind::kConstant},
+                 {"linear", ScheduleKind::kLinear},
+                 {"cosine", ScheduleKind::kCosine},
+                 {"wsd", ScheduleKind::kWsd}});
   fields.optional("warmup_steps", config.warmup_steps, {.min = 0, .max = kMaxCount});
   fields.optional("min_lr_ratio", config.min_lr_ratio, {.min = 0.0, .max = 1.0});
   fields.optional("decay_fraction", config.decay_fraction, {.min = 0.0, .max = 1.0});
@@ -104,7 +113,8 @@ template <class Fields>
 void bind(Fields& fields, Recipe::Eval& config) {
   fields.optional("every_steps", config.every_steps, {.min = 0, .max = kMaxCount});
   fields.optional("tasks", config.tasks);
-  if (!config.tasks.empty()) fields.issue("tasks", "tasks inside a run are not built yet; use dagmoe eval on the result");
+  if (!config.tasks.empty())
+    fields.issue("tasks", "tasks inside a run are not built yet; use dagmoe eval on the result");
 }
 
 template <class Fields>
@@ -143,13 +153,16 @@ Recipe load_recipe(const std::filesystem::path& path, std::span<const std::strin
   // Rules across sections: each names the key a user would change.
   if (!reader.has("model")) reader.issue("model", "required key is missing; expected {path: FOLDER}");
   if (!reader.has("data")) reader.issue("data", "required key is missing; expected {train: [{path: FILE}]}");
-  if (reader.has("data") && recipe.data.train.empty()) reader.issue("data", "train: expected at least one {path: FILE}");
+  if (reader.has("data") && recipe.data.train.empty())
+    reader.issue("data", "train: expected at least one {path: FILE}");
   keep_one(reader, "epochs", recipe.epochs, "steps", recipe.steps);
   if (!recipe.epochs && !recipe.steps) recipe.epochs = 1;
   if (recipe.steps && recipe.schedule.warmup_steps > *recipe.steps) {
-    reader.issue("schedule", str("warmup_steps (", recipe.schedule.warmup_steps, ") is more than steps (", *recipe.steps, ")"));
+    reader.issue("schedule",
+                 str("warmup_steps (", recipe.schedule.warmup_steps, ") is more than steps (", *recipe.steps, ")"));
   }
-  if (recipe.trainable.empty() && reader.has("trainable")) reader.issue("trainable", "expected at least one group, 'full' or a glob");
+  if (recipe.trainable.empty() && reader.has("trainable"))
+    reader.issue("trainable", "expected at least one group, 'full' or a glob");
   if (recipe.device == Device::kCuda) reader.issue("device", "training on cuda is not built yet; expected auto or cpu");
   reader.finish();
   recipe.trainable_places.assign(recipe.trainable.size(), reader.place("trainable"));
@@ -172,10 +185,13 @@ std::vector<std::string> settings_without_effect(const Recipe& recipe, const Mod
   if (recipe.schedule.kind == ScheduleKind::kConstant && recipe.schedule.min_lr_ratio != defaults.min_lr_ratio) {
     lines.emplace_back("schedule.min_lr_ratio has no effect with schedule.kind constant");
   }
-  if (!model.moe && recipe.router_aux_loss_coef > 0) lines.emplace_back("router_aux_loss_coef has no effect: the model has no router");
-  if (!model.moe && recipe.router_z_loss_coef > 0) lines.emplace_back("router_z_loss_coef has no effect: the model has no router");
+  if (!model.moe && recipe.router_aux_loss_coef > 0)
+    lines.emplace_back("router_aux_loss_coef has no effect: the model has no router");
+  if (!model.moe && recipe.router_z_loss_coef > 0)
+    lines.emplace_back("router_z_loss_coef has no effect: the model has no router");
   if (recipe.model.dag && model.dag && !model.moe) lines.emplace_back("model.dag has no effect: the model is dense");
-  if (recipe.data.valid.empty() && recipe.eval.every_steps > 0) lines.emplace_back("eval.every_steps has no effect without data.valid");
+  if (recipe.data.valid.empty() && recipe.eval.every_steps > 0)
+    lines.emplace_back("eval.every_steps has no effect without data.valid");
   return lines;
 }
 

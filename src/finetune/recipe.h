@@ -62,15 +62,16 @@ struct Recipe {
     std::int64_t every_steps = 0, keep_last = 2;
   } checkpoint;
 
-  std::string file;                          ///< where it was read from, for messages
-  std::vector<std::string> trainable_places; ///< "file:line:column" of each rule
+  std::string file;                           ///< where it was read from, for messages
+  std::vector<std::string> trainable_places;  ///< "file:line:column" of each rule
 };
 
 /// Throws ConfigError with every problem of the file: unknown keys, types, ranges, contradictions (epochs and steps).
 Recipe load_recipe(const std::filesystem::path& path, std::span<const std::string> overrides = {});
 /// Every field, defaults too; load_recipe reads it back to an equal recipe.
 std::string to_yaml(Recipe recipe);
-/// Settings of this recipe that change nothing, a line each ("schedule.decay_fraction has no effect with kind 'cosine'").
+/// Settings of this recipe that change nothing, a line each ("schedule.decay_fraction has no effect with kind
+/// 'cosine'").
 std::vector<std::string> settings_without_effect(const Recipe& recipe, const ModelConfig& model);
 
 }  // namespace dagmoe

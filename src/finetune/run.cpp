@@ -24,7 +24,8 @@ namespace {
 
 std::vector<TrainableRule> trainable_rules(const Recipe& recipe) {
   std::vector<TrainableRule> rules;
-  for (std::size_t i = 0; i < recipe.trainable.size(); ++i) rules.push_back({recipe.trainable[i], recipe.trainable_places[i]});
+  for (std::size_t i = 0; i < recipe.trainable.size(); ++i)
+    rules.push_back({recipe.trainable[i], recipe.trainable_places[i]});
   return rules;
 }
 
@@ -33,7 +34,8 @@ ModelConfig run_config(const Recipe& recipe, const ModelConfig& checkpoint) {
   ModelConfig config = checkpoint;
   if (recipe.model.dag && config.moe && !config.dag) config.dag = recipe.model.dag;
   const auto differs = [](const DagConfig& a, const DagConfig& b) {
-    return a.num_iterations != b.num_iterations || a.node_size != b.node_size || a.node_residual != b.node_residual || a.norm != b.norm;
+    return a.num_iterations != b.num_iterations || a.node_size != b.node_size || a.node_residual != b.node_residual ||
+           a.norm != b.norm;
   };
   if (recipe.model.dag && checkpoint.dag && differs(*recipe.model.dag, *checkpoint.dag)) {
     throw ConfigError(str(recipe.file, ": model.dag: differs from the DAG that ", recipe.model.path,
@@ -42,7 +44,8 @@ ModelConfig run_config(const Recipe& recipe, const ModelConfig& checkpoint) {
   return config;
 }
 
-std::vector<SourceConfig> sources(const Recipe& recipe, const std::vector<DataRecipe>& data, const std::optional<ChatFormat>& chat) {
+std::vector<SourceConfig> sources(const Recipe& recipe, const std::vector<DataRecipe>& data,
+                                  const std::optional<ChatFormat>& chat) {
   std::vector<SourceConfig> result;
   for (const DataRecipe& from : data) {
     SourceConfig source;
@@ -81,7 +84,8 @@ std::int64_t count_steps(ExampleStream& stream, const StepBatchConfig& config, s
   return steps;
 }
 
-void save_checkpoint(const std::filesystem::path& path, Decoder& model, const Checkpoint& source, const Trainer& trainer) {
+void save_checkpoint(const std::filesystem::path& path, Decoder& model, const Checkpoint& source,
+                     const Trainer& trainer) {
   write_folder_atomically(path, {.replace = true}, [&](const std::filesystem::path& folder) {
     save_model(folder, model, source);
     trainer.save_state(folder);
@@ -91,14 +95,18 @@ void save_checkpoint(const std::filesystem::path& path, Decoder& model, const Ch
 void report_counters(const std::string& label, const StreamCounters& counters) {
   log_info(str(label, ": ", with_commas(counters.records), " records"));
   for (const auto& report : counters.bad_record_reports) log_warning(report);
-  if (counters.bad_records > 0) log_warning(str(label, ": ", counters.bad_records, " bad records were left out (data.max_bad_records allows it)"));
+  if (counters.bad_records > 0)
+    log_warning(str(label, ": ", counters.bad_records, " bad records were left out (data.max_bad_records allows it)"));
 }
 
 void report_cuts(const std::string& label, const StreamCounters& counters, std::int64_t max_seq_len) {
   if (counters.truncated > 0) {
-    log_warning(str(label, ": ", counters.truncated, " samples were cut at data.max_seq_len (", max_seq_len, " tokens), so they lost their end token"));
+    log_warning(str(label, ": ", counters.truncated, " samples were cut at data.max_seq_len (", max_seq_len,
+                    " tokens), so they lost their end token"));
   }
-  if (counters.without_target > 0) log_warning(str(label, ": ", counters.without_target, " samples were skipped: nothing to learn was left after the cut"));
+  if (counters.without_target > 0)
+    log_warning(
+        str(label, ": ", counters.without_target, " samples were skipped: nothing to learn was left after the cut"));
 }
 
 // Loss over the last tenth of the run, so that one lucky step does not stand for it.
@@ -143,11 +151,13 @@ std::string group_table(const std::vector<GroupRow>& rows) {
   std::vector<std::vector<std::string>> cells{{"group", "tensors", "parameters", "trainable"}};
   GroupRow total{.group = "total"};
   const auto add = [&cells](const GroupRow& row) {
-    cells.push_back({row.group, with_commas(row.num_tensors), with_commas(row.num_parameters), with_commas(row.num_trainable)});
+    cells.push_back(
+        {row.group, with_commas(row.num_tensors), with_commas(row.num_parameters), with_commas(row.num_trainable)});
   };
   for (const GroupRow& row : rows) {
     add(row);
-    total.num_tensors += row.num_tensors, total.num_parameters += row.num_parameters, total.num_trainable += row.num_trainable;
+    total.num_tensors += row.num_tensors, total.num_parameters += row.num_parameters,
+        total.num_trainable += row.num_trainable;
   }
   add(total);
   return table_text(cells);
@@ -155,7 +165,8 @@ std::string group_table(const std::vector<GroupRow>& rows) {
 
 RunResult run_finetune(const Recipe& recipe, const RunOptions& options) {
   const std::optional<FoundCheckpoint> resumed = options.resume ? newest_checkpoint(recipe.output_dir) : std::nullopt;
-  if (options.resume && !resumed) log_info(str(recipe.output_dir, ": no checkpoint yet; the run starts from the beginning"));
+  if (options.resume && !resumed)
+    log_info(str(recipe.output_dir, ": no checkpoint yet; the run starts from the beginning"));
 
   // Policy before weights: it decides which of them stay in their file.
   const Checkpoint source = Checkpoint::open(recipe.model.path);
@@ -183,8 +194,11 @@ RunResult run_finetune(const Recipe& recipe, const RunOptions& options) {
   }
 
   TrainConfig train_config;
-  train_config.optimizer = {.lr = recipe.optimizer.lr, .beta1 = recipe.optimizer.betas[0], .beta2 = recipe.optimizer.betas[1],
-                            .eps = recipe.optimizer.eps, .weight_decay = recipe.optimizer.weight_decay};
+  train_config.optimizer = {.lr = recipe.optimizer.lr,
+                            .beta1 = recipe.optimizer.betas[0],
+                            .beta2 = recipe.optimizer.betas[1],
+                            .eps = recipe.optimizer.eps,
+                            .weight_decay = recipe.optimizer.weight_decay};
   train_config.schedule = recipe.schedule;
   train_config.batch = batch_config(recipe);
   train_config.max_grad_norm = recipe.max_grad_norm;
@@ -214,7 +228,8 @@ RunResult run_finetune(const Recipe& recipe, const RunOptions& options) {
   const auto validate = [&](std::int64_t step) {
     const ValidLoss loss = validation_loss(model, *valid, recipe.batch.micro_batch_tokens);
     folder.write_validation(step, loss);
-    log_info(str("step ", step, ": valid loss ", fixed(loss.loss, 4), " nats per token over ", with_commas(loss.supervised_tokens), " tokens"));
+    log_info(str("step ", step, ": valid loss ", fixed(loss.loss, 4), " nats per token over ",
+                 with_commas(loss.supervised_tokens), " tokens"));
     return loss.loss;
   };
   if (valid) result.valid_loss_before = validate(trainer.num_steps_done());
@@ -228,7 +243,8 @@ RunResult run_finetune(const Recipe& recipe, const RunOptions& options) {
     tail.add(metrics);
     num_tokens += metrics.tokens;
     result.seconds += metrics.seconds;
-    progress.update(metrics.step, str("loss ", fixed(metrics.loss, 4), "  ", fixed(static_cast<double>(metrics.tokens) / metrics.seconds, 0), " tok/s"));
+    progress.update(metrics.step, str("loss ", fixed(metrics.loss, 4), "  ",
+                                      fixed(static_cast<double>(metrics.tokens) / metrics.seconds, 0), " tok/s"));
     const bool last = metrics.step == train_config.num_steps;
     result.interrupted = !last && options.should_stop();
     const bool due = recipe.checkpoint.every_steps > 0 && metrics.step % recipe.checkpoint.every_steps == 0 && !last;
@@ -251,7 +267,8 @@ RunResult run_finetune(const Recipe& recipe, const RunOptions& options) {
 
   if (valid) result.valid_loss_after = validate(result.steps);
   result.output = folder.final_path();
-  write_folder_atomically(result.output, {.replace = true}, [&](const std::filesystem::path& path) { save_model(path, model, source); });
+  write_folder_atomically(result.output, {.replace = true},
+                          [&](const std::filesystem::path& path) { save_model(path, model, source); });
   return result;
 }
 

@@ -29,14 +29,15 @@ struct RunOptions {
 struct RunResult {
   std::filesystem::path output;  ///< final/, or the checkpoint of an interrupted run
   std::int64_t steps = 0;
-  double train_loss = 0.0;         ///< mean over the last tenth of the steps, weighted by supervised tokens
+  double train_loss = 0.0;  ///< mean over the last tenth of the steps, weighted by supervised tokens
   double valid_loss_before = 0.0, valid_loss_after = 0.0;  ///< nats per supervised token; NaN without data.valid
   double tokens_per_second = 0.0, seconds = 0.0;           ///< of the steps, validation and saving left out
   bool interrupted = false;
 };
 
-/// A whole training run as the recipe says: group table, validation before and after, steps with metrics.jsonl and checkpoints, final/. Throws
-/// ConfigError for what does not fit the model, InputError for data and files, NumericsError (weights unchanged).
+/// A whole training run as the recipe says: group table, validation before and after, steps with metrics.jsonl and
+/// checkpoints, final/. Throws ConfigError for what does not fit the model, InputError for data and files,
+/// NumericsError (weights unchanged).
 RunResult run_finetune(const Recipe& recipe, const RunOptions& options);
 
 }  // namespace dagmoe

@@ -86,7 +86,8 @@ RunFolder::RunFolder(std::filesystem::path folder) : folder_(std::move(folder)) 
 RunFolder RunFolder::create(const Recipe& recipe) {
   const std::filesystem::path folder = recipe.output_dir;
   if (std::filesystem::exists(folder / "metrics.jsonl") || std::filesystem::exists(folder / "final")) {
-    throw ConfigError(str("output_dir: ", folder.string(), " holds a run already; add --resume to go on with it, or choose another folder"));
+    throw ConfigError(str("output_dir: ", folder.string(),
+                          " holds a run already; add --resume to go on with it, or choose another folder"));
   }
   std::error_code error;
   std::filesystem::create_directories(folder, error);
@@ -120,14 +121,18 @@ void RunFolder::write_line(const std::string& line) {
 void RunFolder::write_step(const StepMetrics& metrics) { write_line(step_json(metrics)); }
 
 void RunFolder::write_validation(std::int64_t step, const ValidLoss& loss) {
-  write_line(Json{{"step", step}, {"valid_loss", loss.loss}, {"valid_supervised_tokens", loss.supervised_tokens}}.dump());
+  write_line(
+      Json{{"step", step}, {"valid_loss", loss.loss}, {"valid_supervised_tokens", loss.supervised_tokens}}.dump());
 }
 
-std::filesystem::path RunFolder::checkpoint_path(std::int64_t step) const { return folder_ / str(kCheckpointPrefix, step); }
+std::filesystem::path RunFolder::checkpoint_path(std::int64_t step) const {
+  return folder_ / str(kCheckpointPrefix, step);
+}
 
 void RunFolder::drop_old_checkpoints(std::int64_t keep_last) const {
   const auto found = checkpoints(folder_);
-  for (std::size_t i = 0; i + static_cast<std::size_t>(keep_last) < found.size(); ++i) std::filesystem::remove_all(found[i].path);
+  for (std::size_t i = 0; i + static_cast<std::size_t>(keep_last) < found.size(); ++i)
+    std::filesystem::remove_all(found[i].path);
 }
 
 }  // namespace dagmoe

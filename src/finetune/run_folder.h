@@ -14,8 +14,8 @@ namespace dagmoe {
 /// The folder a run leaves behind (interface.md): recipe.yaml, environment.json, metrics.jsonl, checkpoint-N/, final/.
 class RunFolder {
  public:
-  /// A new run: throws ConfigError when the folder holds a run already (resume it, or choose another). A resumed run drops the
-  /// metrics lines after `resume_step`, which the next steps write again.
+  /// A new run: throws ConfigError when the folder holds a run already (resume it, or choose another). A resumed run
+  /// drops the metrics lines after `resume_step`, which the next steps write again.
   static RunFolder create(const Recipe& recipe);
   static RunFolder reopen(const Recipe& recipe, std::int64_t resume_step);
 

@@ -41,18 +41,19 @@ std::vector<std::string> trained_names(Decoder& model) {
   return names;
 }
 
-void add_counts(std::vector<std::vector<std::int64_t>>& counts_LE, const std::vector<Routing>& routing, std::int64_t num_experts) {
+void add_counts(std::vector<std::vector<std::int64_t>>& counts_LE, const std::vector<Routing>& routing,
+                std::int64_t num_experts) {
   counts_LE.resize(routing.size(), std::vector<std::int64_t>(static_cast<std::size_t>(num_experts), 0));
   for (std::size_t layer = 0; layer < routing.size(); ++layer) {
     const at::Tensor counts = at::bincount(routing[layer].expert_ids_TK.flatten(), {}, num_experts);
-    for (std::int64_t e = 0; e < num_experts; ++e) counts_LE[layer][static_cast<std::size_t>(e)] += counts[e].item<std::int64_t>();
+    for (std::int64_t e = 0; e < num_experts; ++e)
+      counts_LE[layer][static_cast<std::size_t>(e)] += counts[e].item<std::int64_t>();
   }
 }
 
 TensorSource float_source(const std::string& name, const at::Tensor& tensor) {
-  return {name, DType::kF32, tensor.sizes().vec(), [tensor] {
-            return std::span(static_cast<const std::byte*>(tensor.const_data_ptr()), tensor.nbytes());
-          }};
+  return {name, DType::kF32, tensor.sizes().vec(),
+          [tensor] { return std::span(static_cast<const std::byte*>(tensor.const_data_ptr()), tensor.nbytes()); }};
 }
 
 }  // namespace
@@ -67,7 +68,8 @@ ValidLoss validation_loss(const Decoder& model, ExampleStream& stream, std::int6
   const at::NoGradGuard no_grad;
   ValidLoss result;
   double sum = 0.0;
-  const StepBatchConfig config{.step_tokens = micro_batch_tokens, .step_sequences = 0, .micro_batch_tokens = micro_batch_tokens};
+  const StepBatchConfig config{
+      .step_tokens = micro_batch_tokens, .step_sequences = 0, .micro_batch_tokens = micro_batch_tokens};
   stream.seek({});
   while (auto step = next_step_batch(stream, config)) {
     for (const PackedBatch& batch : step->micro_batches) {
@@ -82,7 +84,11 @@ ValidLoss validation_loss(const Decoder& model, ExampleStream& stream, std::int6
 }
 
 Trainer::Trainer(Decoder& model, ExampleStream& train_data, const TrainConfig& config)
-    : model_(model), train_data_(train_data), config_(config), names_(trained_names(model)), optimizer_(trained_tensors(model), config.optimizer) {}
+    : model_(model),
+      train_data_(train_data),
+      config_(config),
+      names_(trained_names(model)),
+      optimizer_(trained_tensors(model), config.optimizer) {}
 
 StepBatch Trainer::next_batch() {
   auto batch = next_step_batch(train_data_, config_.batch);
@@ -107,17 +113,19 @@ StepMetrics Trainer::step() {
   for (std::size_t m = 0; m < batch.micro_batches.size(); ++m) {
     const PackedBatch& micro = batch.micro_batches[m];
     const ModelOutput output = model_.forward(model_input(micro));
-    at::Tensor loss = masked_cross_entropy(output.hidden_TD, model_.output_weight(), label_tensor(micro), 1.0 / static_cast<double>(batch.num_targets));
+    at::Tensor loss = masked_cross_entropy(output.hidden_TD, model_.output_weight(), label_tensor(micro),
+                                           1.0 / static_cast<double>(batch.num_targets));
     const double cross_entropy = loss.item<double>();
     if (!std::isfinite(cross_entropy)) {
-      throw NumericsError(str("step ", metrics.step, ", micro batch ", m + 1, " of ", batch.micro_batches.size(), ": loss is ", cross_entropy,
-                              "; no weight was changed; a lower learning rate may help"));
+      throw NumericsError(str("step ", metrics.step, ", micro batch ", m + 1, " of ", batch.micro_batches.size(),
+                              ": loss is ", cross_entropy, "; no weight was changed; a lower learning rate may help"));
     }
     metrics.loss += cross_entropy;
     if (!output.routing.empty()) {
       // A mean over tokens: each micro batch weighs by its share of the step's tokens.
       const double share = static_cast<double>(micro.num_tokens()) / static_cast<double>(batch.num_tokens);
-      const at::Tensor balance = load_balancing_loss(output.routing, *model_.config.moe), z = router_z_loss(output.routing);
+      const at::Tensor balance = load_balancing_loss(output.routing, *model_.config.moe),
+                       z = router_z_loss(output.routing);
       metrics.aux_loss += share * balance.item<double>();
       metrics.z_loss += share * z.item<double>();
       if (config_.aux_loss_coef > 0) loss = loss + balance * (config_.aux_loss_coef * share);
@@ -136,7 +144,8 @@ StepMetrics Trainer::step() {
       first = "'" + names_[i] + "'";
       break;
     }
-    throw NumericsError(str("step ", metrics.step, ": the gradient of ", first, " is not finite; no weight was changed"));
+    throw NumericsError(
+        str("step ", metrics.step, ": the gradient of ", first, " is not finite; no weight was changed"));
   }
   const bool clips = config_.max_grad_norm > 0 && metrics.grad_norm > config_.max_grad_norm;
   optimizer_.step(metrics.lr, clips ? config_.max_grad_norm / metrics.grad_norm : 1.0);
@@ -164,12 +173,14 @@ void Trainer::load_state(const std::filesystem::path& folder) {
   const Json state = read_json_file(folder / kStateFile);
   const SafetensorsFile file = SafetensorsFile::open(folder / kTensorFile);
   if (file.tensors().size() != 3 * names_.size()) {
-    throw InputError(str(where, ": the run trained other parameters: found ", file.tensors().size() / 3, " tensors, expected ", names_.size()));
+    throw InputError(str(where, ": the run trained other parameters: found ", file.tensors().size() / 3,
+                         " tensors, expected ", names_.size()));
   }
   const auto restore = [&](const std::string& name, const at::Tensor& target) {
     const TensorInfo* info = file.find(name);
     if (info == nullptr || info->shape != target.sizes().vec()) {
-      throw InputError(str((folder / kTensorFile).string(), ": tensor '", name, "' is missing or of another shape; expected ", shape_text(target.sizes().vec())));
+      throw InputError(str((folder / kTensorFile).string(), ": tensor '", name,
+                           "' is missing or of another shape; expected ", shape_text(target.sizes().vec())));
     }
     std::memcpy(target.mutable_data_ptr(), file.bytes(*info).data(), target.nbytes());
   };

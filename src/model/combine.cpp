@@ -19,9 +19,12 @@ at::Tensor normalize(const at::Tensor& nodes_TKD, const at::Tensor& norm_D, DagN
 // r of eq. 6; undefined when nothing is added.
 at::Tensor node_residual(const CombineInput& input, const DagConfig& dag) {
   switch (dag.node_residual) {
-    case NodeResidual::kHiddenState: return input.hidden_TD;
-    case NodeResidual::kNormedInput: return input.normed_TD;
-    case NodeResidual::kNone: return {};
+    case NodeResidual::kHiddenState:
+      return input.hidden_TD;
+    case NodeResidual::kNormedInput:
+      return input.normed_TD;
+    case NodeResidual::kNone:
+      return {};
   }
   return {};
 }
@@ -35,7 +38,8 @@ at::Tensor plain_output(const CombineInput& input, const at::Tensor& nodes_TKD, 
 
 }  // namespace
 
-at::Tensor combine_experts(const CombineInput& input, const std::vector<DagStep>& steps, const DagConfig* dag, double norm_eps) {
+at::Tensor combine_experts(const CombineInput& input, const std::vector<DagStep>& steps, const DagConfig* dag,
+                           double norm_eps) {
   const auto dtype = input.expert_out_TKD.scalar_type();
   const auto K = input.weights_TK.size(1);
   const at::Tensor expert_nodes_TKD = cast(input.weights_TK, dtype).unsqueeze(-1) * input.expert_out_TKD;
@@ -43,13 +47,15 @@ at::Tensor combine_experts(const CombineInput& input, const std::vector<DagStep>
   if (steps.empty()) return out_TD;
 
   at::Tensor nodes_TKD = expert_nodes_TKD;  // eq. 6
-  if (const at::Tensor r_TD = node_residual(input, *dag); r_TD.defined()) nodes_TKD = nodes_TKD + (r_TD / static_cast<double>(K)).unsqueeze(1);
+  if (const at::Tensor r_TD = node_residual(input, *dag); r_TD.defined())
+    nodes_TKD = nodes_TKD + (r_TD / static_cast<double>(K)).unsqueeze(1);
 
   for (std::size_t l = 0; l < steps.size(); ++l) {
     const DagStep& step = steps[l];
     const auto G = step.down_GD.size(0);
     // eq. 7-8
-    const at::Tensor z_TKG = at::linear(normalize(nodes_TKD, step.norm_D, dag->norm, norm_eps), cast(step.down_GD, dtype));
+    const at::Tensor z_TKG =
+        at::linear(normalize(nodes_TKD, step.norm_D, dag->norm, norm_eps), cast(step.down_GD, dtype));
     // eq. 9-10. W [z_i, z_j] = W_target z_i + W_source z_j, so each node is projected once, not each pair.
     const at::Tensor abce_4GG = at::cat({step.edge_G2G.narrow(1, 0, G), step.edge_G2G.narrow(1, G, G),
                                          step.node_G2G.narrow(1, 0, G), step.node_G2G.narrow(1, G, G)});

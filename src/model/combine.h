@@ -8,7 +8,8 @@
 
 namespace dagmoe {
 
-/// The weights of one DAG iteration. Letters: D hidden, G node width. edge and node take [target, source], target half first.
+/// The weights of one DAG iteration. Letters: D hidden, G node width. edge and node take [target, source], target half
+/// first.
 struct DagStep {
   at::Tensor norm_D, down_GD, edge_G2G, node_G2G, up_DG;
 };
@@ -17,14 +18,16 @@ struct DagStep {
 ///   out = outer_TD + sum_i x_i + sum_l W_up^l sum_i S_i^l
 /// Without steps, or with every W_up zero, it is bit-identical to the plain weighted sum.
 struct CombineInput {
-  at::Tensor hidden_TD;      ///< h, the residual stream
-  at::Tensor normed_TD;      ///< xn, the input of router and experts
-  at::Tensor expert_out_TKD; ///< E_i(xn), token order
-  at::Tensor weights_TK;     ///< g_i
+  at::Tensor hidden_TD;       ///< h, the residual stream
+  at::Tensor normed_TD;       ///< xn, the input of router and experts
+  at::Tensor expert_out_TKD;  ///< E_i(xn), token order
+  at::Tensor weights_TK;      ///< g_i
 };
-at::Tensor combine_experts(const CombineInput& input, const std::vector<DagStep>& steps, const DagConfig* dag, double norm_eps);
+at::Tensor combine_experts(const CombineInput& input, const std::vector<DagStep>& steps, const DagConfig* dag,
+                           double norm_eps);
 
 /// The slow twin that judges it: eq. 6-12 as printed, a Concat for every ordered pair of nodes.
-at::Tensor combine_experts_reference(const CombineInput& input, const std::vector<DagStep>& steps, const DagConfig* dag, double norm_eps);
+at::Tensor combine_experts_reference(const CombineInput& input, const std::vector<DagStep>& steps, const DagConfig* dag,
+                                     double norm_eps);
 
 }  // namespace dagmoe

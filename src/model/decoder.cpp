@@ -1,4 +1,5 @@
-// Letters: T tokens, D hidden_size, H heads, d head_dim, F expert width, E experts, K chosen experts, V vocabulary, O = H d.
+// Letters: T tokens, D hidden_size, H heads, d head_dim, F expert width, E experts, K chosen experts, V vocabulary, O =
+// H d.
 #include "model/decoder.h"
 
 #include <ATen/ATen.h>
@@ -36,10 +37,12 @@ at::Tensor expert_ffn(const at::Tensor& x_RD, const Experts& experts, const std:
 }
 
 // Attention of n new tokens over a cache that already holds `past` tokens and now the new ones too.
-at::Tensor cached_attention(const at::Tensor& q_nHd, const at::Tensor& k_SHkd, const at::Tensor& v_SHkd, std::int64_t past) {
+at::Tensor cached_attention(const at::Tensor& q_nHd, const at::Tensor& k_SHkd, const at::Tensor& v_SHkd,
+                            std::int64_t past) {
   const auto n = q_nHd.size(0), S = k_SHkd.size(0), group = q_nHd.size(1) / k_SHkd.size(1);
   const auto heads_first = [](const at::Tensor& x) { return x.transpose(0, 1).unsqueeze(0); };
-  const at::Tensor k = heads_first(k_SHkd).repeat_interleave(group, 1), v = heads_first(v_SHkd).repeat_interleave(group, 1);
+  const at::Tensor k = heads_first(k_SHkd).repeat_interleave(group, 1),
+                   v = heads_first(v_SHkd).repeat_interleave(group, 1);
   std::optional<at::Tensor> mask;
   if (n > 1) mask = at::ones({n, S}, q_nHd.options().dtype(at::kBool)).tril(past);
   return at::scaled_dot_product_attention(heads_first(q_nHd), k, v, mask).squeeze(0).transpose(0, 1);
@@ -47,7 +50,8 @@ at::Tensor cached_attention(const at::Tensor& q_nHd, const at::Tensor& k_SHkd, c
 
 }  // namespace
 
-Decoder::Decoder(const ModelConfig& model_config) : config(model_config), layers(static_cast<std::size_t>(model_config.num_hidden_layers)) {
+Decoder::Decoder(const ModelConfig& model_config)
+    : config(model_config), layers(static_cast<std::size_t>(model_config.num_hidden_layers)) {
   for (auto& layer : layers) {
     const auto E = static_cast<std::size_t>(config.moe ? config.moe->num_experts : 1);
     layer.experts.gate_FD.resize(E), layer.experts.up_FD.resize(E), layer.experts.down_DF.resize(E);
@@ -128,7 +132,8 @@ Decoder::Rope Decoder::rope_tables(const at::Tensor& position_ids_T) const {
   return {angle_Td2.cos().to(dtype), angle_Td2.sin().to(dtype)};
 }
 
-at::Tensor Decoder::feed_forward(const DecoderLayer& layer, const at::Tensor& hidden_TD, std::vector<Routing>* routing) const {
+at::Tensor Decoder::feed_forward(const DecoderLayer& layer, const at::Tensor& hidden_TD,
+                                 std::vector<Routing>* routing) const {
   const at::Tensor x_TD = rms_norm(hidden_TD, layer.post_attention_norm_D, config.rms_norm_eps);
   if (!config.moe) return hidden_TD + expert_ffn(x_TD, layer.experts, {x_TD.size(0)});
 
@@ -136,7 +141,8 @@ at::Tensor Decoder::feed_forward(const DecoderLayer& layer, const at::Tensor& hi
   const RoutedRows rows = route_rows(routed.expert_ids_TK, config.moe->num_experts);
   const at::Tensor out_RD = expert_ffn(gather_routed(x_TD, rows), layer.experts, rows.counts_E);
   CombineInput input{hidden_TD, x_TD, ungather_routed(out_RD, rows), routed.weights_TK};
-  const at::Tensor next_TD = combine_experts(input, layer.dag, config.dag ? &*config.dag : nullptr, config.rms_norm_eps);
+  const at::Tensor next_TD =
+      combine_experts(input, layer.dag, config.dag ? &*config.dag : nullptr, config.rms_norm_eps);
   if (routing != nullptr) routing->push_back(std::move(routed));
   return next_TD;
 }
@@ -148,8 +154,10 @@ ModelOutput Decoder::forward(const ModelInput& input) const {
   at::Tensor hidden_TD = cast(at::embedding(embed_tokens_VD, input.input_ids_T), compute_dtype);
   for (const DecoderLayer& layer : layers) {
     const at::Tensor x_TD = rms_norm(hidden_TD, layer.input_norm_D, config.rms_norm_eps);
-    const at::Tensor q_THd = dagmoe::rope(at::linear(x_TD, cast(layer.q_proj_OD, compute_dtype)).view({T, -1, d}), rope.cos_Td2, rope.sin_Td2);
-    const at::Tensor k_THd = dagmoe::rope(at::linear(x_TD, cast(layer.k_proj_OD, compute_dtype)).view({T, -1, d}), rope.cos_Td2, rope.sin_Td2);
+    const at::Tensor q_THd = dagmoe::rope(at::linear(x_TD, cast(layer.q_proj_OD, compute_dtype)).view({T, -1, d}),
+                                          rope.cos_Td2, rope.sin_Td2);
+    const at::Tensor k_THd = dagmoe::rope(at::linear(x_TD, cast(layer.k_proj_OD, compute_dtype)).view({T, -1, d}),
+                                          rope.cos_Td2, rope.sin_Td2);
     const at::Tensor v_THd = at::linear(x_TD, cast(layer.v_proj_OD, compute_dtype)).view({T, -1, d});
     const at::Tensor attended_TO = segment_attention(q_THd, k_THd, v_THd, input.segment_offsets).reshape({T, -1});
     hidden_TD = hidden_TD + at::linear(attended_TO, cast(layer.o_proj_DO, compute_dtype));
@@ -173,18 +181,23 @@ KvCache Decoder::make_cache(std::int64_t capacity) const {
 at::Tensor Decoder::forward_cached(const at::Tensor& input_ids_T, KvCache& cache) const {
   const at::NoGradGuard no_grad;
   const auto n = input_ids_T.size(0), d = config.head_dim, past = cache.length;
-  if (past + n > cache.capacity) throw InternalError(str("kv cache of ", cache.capacity, " tokens cannot take ", past + n));
+  if (past + n > cache.capacity)
+    throw InternalError(str("kv cache of ", cache.capacity, " tokens cannot take ", past + n));
   const Rope rope = rope_tables(at::arange(past, past + n, input_ids_T.options()));
   at::Tensor hidden_TD = cast(at::embedding(embed_tokens_VD, input_ids_T), compute_dtype);
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const DecoderLayer& layer = layers[i];
     const at::Tensor x_TD = rms_norm(hidden_TD, layer.input_norm_D, config.rms_norm_eps);
-    const at::Tensor q_THd = dagmoe::rope(at::linear(x_TD, cast(layer.q_proj_OD, compute_dtype)).view({n, -1, d}), rope.cos_Td2, rope.sin_Td2);
-    cache.keys[i].narrow(0, past, n).copy_(
-        dagmoe::rope(at::linear(x_TD, cast(layer.k_proj_OD, compute_dtype)).view({n, -1, d}), rope.cos_Td2, rope.sin_Td2));
+    const at::Tensor q_THd = dagmoe::rope(at::linear(x_TD, cast(layer.q_proj_OD, compute_dtype)).view({n, -1, d}),
+                                          rope.cos_Td2, rope.sin_Td2);
+    cache.keys[i]
+        .narrow(0, past, n)
+        .copy_(dagmoe::rope(at::linear(x_TD, cast(layer.k_proj_OD, compute_dtype)).view({n, -1, d}), rope.cos_Td2,
+                            rope.sin_Td2));
     cache.values[i].narrow(0, past, n).copy_(at::linear(x_TD, cast(layer.v_proj_OD, compute_dtype)).view({n, -1, d}));
     const at::Tensor keys = cache.keys[i].narrow(0, 0, past + n), values = cache.values[i].narrow(0, 0, past + n);
-    const at::Tensor attended = past == 0 ? segment_attention(q_THd, keys, values, {0, n}) : cached_attention(q_THd, keys, values, past);
+    const at::Tensor attended =
+        past == 0 ? segment_attention(q_THd, keys, values, {0, n}) : cached_attention(q_THd, keys, values, past);
     hidden_TD = hidden_TD + at::linear(attended.reshape({n, -1}), cast(layer.o_proj_DO, compute_dtype));
     hidden_TD = feed_forward(layer, hidden_TD, nullptr);
   }

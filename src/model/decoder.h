@@ -39,8 +39,8 @@ struct NamedTensor {
   at::Tensor* tensor;
 };
 
-/// The experts of one layer: SwiGLU, E_e(x) = W2_e (SiLU(W1_e x) * W3_e x). Separate weights, so that each can stay in its
-/// file, be frozen, or train alone.
+/// The experts of one layer: SwiGLU, E_e(x) = W2_e (SiLU(W1_e x) * W3_e x). Separate weights, so that each can stay in
+/// its file, be frozen, or train alone.
 struct Experts {
   std::vector<at::Tensor> gate_FD, up_FD, down_DF;
 };
@@ -50,14 +50,14 @@ struct DecoderLayer {
   at::Tensor q_proj_OD, k_proj_OD, v_proj_OD, o_proj_DO;
   // Dense layers: one "expert". MoE layers: E of them, a router and perhaps a DAG.
   Experts experts;
-  at::Tensor router_ED;             ///< undefined in dense layers
-  std::vector<DagStep> dag;         ///< empty: plain weighted sum
+  at::Tensor router_ED;      ///< undefined in dense layers
+  std::vector<DagStep> dag;  ///< empty: plain weighted sum
 };
 
 /// A Llama-style decoder whose feed-forward layers are dense, mixture-of-experts, or experts combined by a learned DAG
-/// (arXiv:2606.01062). Tensors are plain members; `parameters()` gives their checkpoint names. Weights may be float, bfloat16
-/// or double; compute happens in `compute_dtype`, to which each weight is cast where it differs (a no-op for frozen weights that
-/// were converted once).
+/// (arXiv:2606.01062). Tensors are plain members; `parameters()` gives their checkpoint names. Weights may be float,
+/// bfloat16 or double; compute happens in `compute_dtype`, to which each weight is cast where it differs (a no-op for
+/// frozen weights that were converted once).
 class Decoder {
  public:
   /// Declares every parameter, without memory: undefined tensors that a loader or an initializer fills.

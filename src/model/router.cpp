@@ -31,7 +31,9 @@ void select_top_k(const at::Tensor& scores_TE, at::Tensor& ids_TK) {
 
 at::Tensor top_k_ids(const at::Tensor& scores_TE, std::int64_t K) {
   if (!scores_TE.is_cpu()) {
-    return std::get<1>(at::sort(scores_TE, /*stable=*/true, /*dim=*/1, /*descending=*/true)).narrow(1, 0, K).contiguous();
+    return std::get<1>(at::sort(scores_TE, /*stable=*/true, /*dim=*/1, /*descending=*/true))
+        .narrow(1, 0, K)
+        .contiguous();
   }
   at::Tensor ids_TK = at::empty({scores_TE.size(0), K}, scores_TE.options().dtype(at::kLong));
   const at::Tensor scores = scores_TE.contiguous();
@@ -45,8 +47,8 @@ Routing route(const at::Tensor& x_TD, const at::Tensor& router_ED, const MoeConf
   const auto dtype = x_TD.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   Routing routing;
   routing.logits_TE = at::linear(x_TD.to(dtype), router_ED.to(dtype));
-  const at::Tensor scores_TE = config.router_score == RouterScore::kSoftmax ? at::softmax(routing.logits_TE, 1)
-                                                                            : at::sigmoid(routing.logits_TE);
+  const at::Tensor scores_TE =
+      config.router_score == RouterScore::kSoftmax ? at::softmax(routing.logits_TE, 1) : at::sigmoid(routing.logits_TE);
   // Logits and scores order alike, but rounding in the score function can merge two logits: the logits decide.
   routing.expert_ids_TK = top_k_ids(routing.logits_TE.detach(), config.num_experts_per_tok);
   at::Tensor weights_TK = scores_TE.gather(1, routing.expert_ids_TK);

@@ -6,7 +6,8 @@
 
 namespace dagmoe {
 
-/// What a router decided for T tokens. Returned, never stored: losses, metrics and expert selection are pure functions of it.
+/// What a router decided for T tokens. Returned, never stored: losses, metrics and expert selection are pure functions
+/// of it.
 struct Routing {
   at::Tensor logits_TE;      ///< float (double in gradient checks)
   at::Tensor weights_TK;     ///< g_i, the final combine weights, same dtype as the logits

@@ -51,9 +51,10 @@ std::vector<bool> select_trainable(const std::vector<TrainableRule>& rules, cons
     const bool is_group = std::ranges::count(parameter_groups(), bare) > 0;
     std::vector<std::string> known = parameter_groups();
     known.emplace_back("full");
-    issues.push_back(str(where, ": trainable: '", bare, "' ",
-                         is_group ? "is a group without parameters in this model" : "is no group and matches no parameter",
-                         is_group ? "" : did_you_mean(bare, known)));
+    issues.push_back(
+        str(where, ": trainable: '", bare, "' ",
+            is_group ? "is a group without parameters in this model" : "is no group and matches no parameter",
+            is_group ? "" : did_you_mean(bare, known)));
   }
   if (issues.empty() && std::ranges::count(trainable, true) == 0) {
     issues.push_back(str(rules.empty() ? "recipe" : rules.back().where, ": trainable: nothing is left to train"));

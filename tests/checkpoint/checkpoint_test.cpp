@@ -11,10 +11,12 @@ using namespace dagmoe::testing;
 namespace {
 
 // Writes the tensors of `source` again, as `change` wants them.
-void rewrite(const std::filesystem::path& folder, const Checkpoint& source, const std::function<void(std::vector<TensorSource>&)>& change) {
+void rewrite(const std::filesystem::path& folder, const Checkpoint& source,
+             const std::function<void(std::vector<TensorSource>&)>& change) {
   std::vector<TensorSource> tensors;
   for (const TensorInfo* info : source.tensors()) {
-    tensors.push_back({info->name, info->dtype, info->shape, [&source, name = info->name] { return source.bytes(name); }});
+    tensors.push_back(
+        {info->name, info->dtype, info->shape, [&source, name = info->name] { return source.bytes(name); }});
   }
   change(tensors);
   std::filesystem::create_directories(folder);
@@ -32,7 +34,8 @@ TEST_CASE("checkpoint: every missing, unexpected and misshaped tensor is named i
     std::erase_if(tensors, [](const TensorSource& tensor) { return tensor.name == "model.norm.weight"; });
     for (auto& tensor : tensors) {
       if (tensor.name == "model.layers.0.self_attn.q_proj.weight") tensor.shape = {8, 32};
-      if (tensor.name == "model.layers.1.block_sparse_moe.experts.3.w1.weight") tensor.name = "model.layers.1.block_sparse_moe.experts.4.w1.weight";
+      if (tensor.name == "model.layers.1.block_sparse_moe.experts.3.w1.weight")
+        tensor.name = "model.layers.1.block_sparse_moe.experts.4.w1.weight";
     }
   });
   try {
@@ -41,7 +44,8 @@ TEST_CASE("checkpoint: every missing, unexpected and misshaped tensor is named i
   } catch (const InputError& error) {
     const std::string text = error.what();
     REQUIRE_THAT(text, Catch::Contains("tensor 'model.norm.weight' is missing; expected shape [16]"));
-    REQUIRE_THAT(text, Catch::Contains("tensor 'model.layers.0.self_attn.q_proj.weight': found shape [8, 32], expected [16, 16]"));
+    REQUIRE_THAT(text, Catch::Contains(
+                           "tensor 'model.layers.0.self_attn.q_proj.weight': found shape [8, 32], expected [16, 16]"));
     REQUIRE_THAT(text, Catch::Contains("tensor 'model.layers.1.block_sparse_moe.experts.3.w1.weight' is missing"));
     REQUIRE_THAT(text, Catch::Contains("tensor 'model.layers.1.block_sparse_moe.experts.4.w1.weight' is not expected"));
   }
@@ -60,22 +64,29 @@ TEST_CASE("checkpoint: a weight of integers is refused by name and dtype", "[che
                       Catch::Contains("'model.embed_tokens.weight': found dtype I32, expected F32, BF16, F16 or F64"));
 }
 
-TEST_CASE("checkpoint: frozen weights in the compute dtype stay in their file, trained ones get memory", "[checkpoint]") {
+TEST_CASE("checkpoint: frozen weights in the compute dtype stay in their file, trained ones get memory",
+          "[checkpoint]") {
   const TemporaryFolder folder;
   write_tiny_folder(folder / "model");
   const Checkpoint source = Checkpoint::open(folder / "model");
-  Decoder model = load_decoder(source, {.compute_dtype = at::kFloat, .is_trainable = [](const std::string& name) { return name.find(".dag.") != std::string::npos; }});
-  REQUIRE(model.embed_tokens_VD.const_data_ptr() == static_cast<const void*>(source.bytes("model.embed_tokens.weight").data()));
+  Decoder model = load_decoder(source, {.compute_dtype = at::kFloat, .is_trainable = [](const std::string& name) {
+                                          return name.find(".dag.") != std::string::npos;
+                                        }});
+  REQUIRE(model.embed_tokens_VD.const_data_ptr() ==
+          static_cast<const void*>(source.bytes("model.embed_tokens.weight").data()));
   const at::Tensor& trained = model.layers[0].dag[0].down_GD;
   REQUIRE(trained.requires_grad());
-  REQUIRE(trained.const_data_ptr() != static_cast<const void*>(source.bytes("model.layers.0.mlp.dag.0.down_proj.weight").data()));
+  REQUIRE(trained.const_data_ptr() !=
+          static_cast<const void*>(source.bytes("model.layers.0.mlp.dag.0.down_proj.weight").data()));
 }
 
 TEST_CASE("checkpoint: what is saved loads to the same bits", "[checkpoint]") {
   const TemporaryFolder folder;
   write_tiny_folder(folder / "model");
   const Checkpoint source = Checkpoint::open(folder / "model");
-  Decoder model = load_decoder(source, {.compute_dtype = at::kBFloat16, .is_trainable = [](const std::string& name) { return name.find("q_proj") != std::string::npos; }});
+  Decoder model = load_decoder(source, {.compute_dtype = at::kBFloat16, .is_trainable = [](const std::string& name) {
+                                          return name.find("q_proj") != std::string::npos;
+                                        }});
   std::filesystem::create_directories(folder / "saved");
   save_model(folder / "saved", model, source);
   // bfloat16 compute must not leak into frozen weights: the files are the same, byte for byte.
@@ -84,5 +95,6 @@ TEST_CASE("checkpoint: what is saved loads to the same bits", "[checkpoint]") {
 }
 
 TEST_CASE("checkpoint: a folder that is not there is named", "[checkpoint]") {
-  REQUIRE_THROWS_WITH(Checkpoint::open("/no/such/model"), "/no/such/model: no such folder; expected a model folder with config.json");
+  REQUIRE_THROWS_WITH(Checkpoint::open("/no/such/model"),
+                      "/no/such/model: no such folder; expected a model folder with config.json");
 }

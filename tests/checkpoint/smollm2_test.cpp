@@ -1,4 +1,5 @@
-// The imported SmolLM2 against transformers' logits on the same dequantised weights; golden/make_smollm2_logits.py wrote them.
+// The imported SmolLM2 against transformers' logits on the same dequantised weights; golden/make_smollm2_logits.py
+// wrote them.
 #include "base/json.h"
 #include "checkpoint/checkpoint.h"
 #include "data/tokenizer.h"
@@ -11,13 +12,15 @@ using namespace dagmoe::testing;
 
 namespace {
 
-// Stated by the issue that defines the import: fp32 programs that sum in another order differ by about 1e-4 at logits near 40.
+// Stated by the issue that defines the import: fp32 programs that sum in another order differ by about 1e-4 at logits
+// near 40.
 constexpr double kLogitTolerance = 5e-4;
 
 }  // namespace
 
 TEST_CASE("smollm2: logits at every position of eight prompts equal transformers'", "[checkpoint][real]") {
-  if (!std::filesystem::exists(smollm2_folder())) DAGMOE_SKIP("no imported SmolLM2 at " + smollm2_folder().string() + "; scripts/test makes it");
+  if (!std::filesystem::exists(smollm2_folder()))
+    DAGMOE_SKIP("no imported SmolLM2 at " + smollm2_folder().string() + "; scripts/test makes it");
   const at::NoGradGuard no_grad;
   const Decoder model = load_decoder(Checkpoint::open(smollm2_folder()), {});
   const SafetensorsFile expected = SafetensorsFile::open(golden("smollm2_logits.safetensors"));
@@ -34,12 +37,14 @@ TEST_CASE("smollm2: logits at every position of eight prompts equal transformers
 }
 
 TEST_CASE("smollm2: the golden text has the golden negative log-likelihood and ids", "[checkpoint][real]") {
-  if (!std::filesystem::exists(smollm2_folder())) DAGMOE_SKIP("no imported SmolLM2 at " + smollm2_folder().string() + "; scripts/test makes it");
+  if (!std::filesystem::exists(smollm2_folder()))
+    DAGMOE_SKIP("no imported SmolLM2 at " + smollm2_folder().string() + "; scripts/test makes it");
   const at::NoGradGuard no_grad;
   const Decoder model = load_decoder(Checkpoint::open(smollm2_folder()), {});
   const auto tokenizer = load_tokenizer(smollm2_folder());
   const Json expected = read_json_file(golden("smollm2_logits.json"));
-  const auto tokens = tokenizer->encode("The capital of France is Paris, and the largest city in Japan is Tokyo. Water boils at");
+  const auto tokens =
+      tokenizer->encode("The capital of France is Paris, and the largest city in Japan is Tokyo. Water boils at");
   REQUIRE(tokens == expected["prompts"][0]["ids"].get<std::vector<TokenId>>());
   at::Tensor ids = at::empty({static_cast<std::int64_t>(tokens.size())}, at::kLong);
   std::copy(tokens.begin(), tokens.end(), ids.mutable_data_ptr<std::int64_t>());

@@ -23,7 +23,8 @@ std::vector<TokenId> some_tokens() {
 TEST_CASE("upcycle: the result computes the dense model's function", "[checkpoint]") {
   const TemporaryFolder folder;
   write_tiny_folder(folder / "dense", /*dense=*/true);
-  for (const auto& [experts, top_k, shards] : {std::tuple<int, int, int>{8, 4, 0}, {4, 2, 0}, {8, 4, 2}, {3, 1, 0}, {4, 4, 4}}) {
+  for (const auto& [experts, top_k, shards] :
+       {std::tuple<int, int, int>{8, 4, 0}, {4, 2, 0}, {8, 4, 2}, {3, 1, 0}, {4, 4, 4}}) {
     INFO(experts << " experts, top " << top_k << ", " << shards << " shards");
     UpcycleConfig config{.num_experts = experts, .num_experts_per_tok = top_k, .num_shards = shards, .force = true};
     upcycle(folder / "dense", folder / "moe", config);

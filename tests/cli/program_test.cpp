@@ -1,4 +1,5 @@
-// The program as a user calls it: exit codes, one clear line for every mistake, nothing written, and the main job on a tiny model.
+// The program as a user calls it: exit codes, one clear line for every mistake, nothing written, and the main job on a
+// tiny model.
 #include <sys/wait.h>
 
 #include <cstdio>
@@ -18,7 +19,8 @@ struct Outcome {
 };
 
 Outcome dagmoe_run(const TemporaryFolder& folder, const std::string& arguments) {
-  const std::string command = std::string(DAGMOE_BINARY_DIR) + "/dagmoe " + arguments + " >" + (folder / "out").string() + " 2>" + (folder / "err").string() + " </dev/null";
+  const std::string command = std::string(DAGMOE_BINARY_DIR) + "/dagmoe " + arguments + " >" +
+                              (folder / "out").string() + " 2>" + (folder / "err").string() + " </dev/null";
   const int status = std::system(command.c_str());
   return {WIFEXITED(status) ? WEXITSTATUS(status) : -1, read_text(folder / "out"), read_text(folder / "err")};
 }
@@ -49,7 +51,8 @@ TEST_CASE("program: an unknown command, flag or task names the nearest and exits
   require_one_line(dagmoe_run(folder, "fintune"), 2, "'fintune' is no command; did you mean 'finetune'?");
   require_one_line(dagmoe_run(folder, "inspect x --tensor"), 2, "--tensor");
   write_tiny_folder(folder / "model");
-  require_one_line(dagmoe_run(folder, "eval --model " + (folder / "model").string() + " --tasks arc_esay"), 2, "did you mean 'arc_easy'?");
+  require_one_line(dagmoe_run(folder, "eval --model " + (folder / "model").string() + " --tasks arc_esay"), 2,
+                   "did you mean 'arc_easy'?");
 }
 
 TEST_CASE("program: damaged files are one line and exit code 3", "[cli]") {
@@ -59,13 +62,16 @@ TEST_CASE("program: damaged files are one line and exit code 3", "[cli]") {
   write_text(folder / "cut.safetensors", weights.substr(0, weights.size() / 2));
   require_one_line(dagmoe_run(folder, "inspect " + (folder / "cut.safetensors").string()), 3, "cut.safetensors");
   write_text(folder / "cut.gguf", std::string("GGUF\x03\0\0\0\x05\0\0\0\0\0\0\0", 16));
-  require_one_line(dagmoe_run(folder, "import " + (folder / "cut.gguf").string() + " --output " + (folder / "imported").string()), 3, "cut.gguf");
+  require_one_line(
+      dagmoe_run(folder, "import " + (folder / "cut.gguf").string() + " --output " + (folder / "imported").string()), 3,
+      "cut.gguf");
   REQUIRE_FALSE(std::filesystem::exists(folder / "imported"));
   require_one_line(dagmoe_run(folder, "inspect " + (folder / "nothing").string()), 3, "no such file or folder");
 
   // A truncated file inside a model folder, and one with a wrong dtype in its header.
   write_text(folder / "model" / "model.safetensors", weights.substr(0, weights.size() - 8));
-  require_one_line(dagmoe_run(folder, "generate --model " + (folder / "model").string() + " --prompt x"), 3, "model.safetensors");
+  require_one_line(dagmoe_run(folder, "generate --model " + (folder / "model").string() + " --prompt x"), 3,
+                   "model.safetensors");
   std::string wrong = weights;
   wrong.replace(wrong.find("\"F32\""), 5, "\"F99\"");
   write_text(folder / "model" / "model.safetensors", wrong);
@@ -94,7 +100,8 @@ TEST_CASE("program: validate reports every file and exits with 2 when one is wro
   const TemporaryFolder folder;
   write_text(folder / "good.yaml", recipe_text(folder.path(), "steps: 1\n"));
   write_text(folder / "bad.yaml", "version: 1\n");
-  const Outcome outcome = dagmoe_run(folder, "validate " + (folder / "good.yaml").string() + " " + (folder / "bad.yaml").string());
+  const Outcome outcome =
+      dagmoe_run(folder, "validate " + (folder / "good.yaml").string() + " " + (folder / "bad.yaml").string());
   REQUIRE(outcome.code == 2);
   REQUIRE_THAT(outcome.out, Catch::Contains("good.yaml: ok"));
   REQUIRE_THAT(outcome.err, Catch::Contains("output_dir: required key is missing"));
@@ -103,7 +110,9 @@ TEST_CASE("program: validate reports every file and exits with 2 when one is wro
 TEST_CASE("program: upcycle, finetune, eval, generate and inspect work in a row", "[cli]") {
   const TemporaryFolder folder;
   write_tiny_folder(folder / "dense", /*dense=*/true);
-  const Outcome upcycled = dagmoe_run(folder, "upcycle --source " + (folder / "dense").string() + " --output " + (folder / "model").string() + " --experts 4 --top-k 2 --dag-node-size 4");
+  const Outcome upcycled =
+      dagmoe_run(folder, "upcycle --source " + (folder / "dense").string() + " --output " +
+                             (folder / "model").string() + " --experts 4 --top-k 2 --dag-node-size 4");
   INFO(upcycled.err);
   REQUIRE(upcycled.code == 0);
   REQUIRE_THAT(upcycled.out, Catch::Contains("max |logit difference|"));
@@ -118,16 +127,21 @@ TEST_CASE("program: upcycle, finetune, eval, generate and inspect work in a row"
   REQUIRE(result["steps"] == 4);
   const std::string model = result["output"].get<std::string>();
 
-  const std::string eval_flags = " --tasks piqa,valid_loss --limit 3 --data-dir " + std::string(DAGMOE_SOURCE_DIR) + "/datasets --output ";
-  const Outcome before = dagmoe_run(folder, "eval --model " + (folder / "model").string() + eval_flags + (folder / "before").string());
+  const std::string eval_flags =
+      " --tasks piqa,valid_loss --limit 3 --data-dir " + std::string(DAGMOE_SOURCE_DIR) + "/datasets --output ";
+  const Outcome before =
+      dagmoe_run(folder, "eval --model " + (folder / "model").string() + eval_flags + (folder / "before").string());
   INFO(before.err);
   REQUIRE(before.code == 0);
-  const Outcome after = dagmoe_run(folder, "eval --model " + model + eval_flags + (folder / "after").string() + " --compare " + (folder / "before" / "results.json").string());
+  const Outcome after = dagmoe_run(folder, "eval --model " + model + eval_flags + (folder / "after").string() +
+                                               " --compare " + (folder / "before" / "results.json").string());
   REQUIRE(after.code == 0);
   REQUIRE_THAT(after.out, Catch::Contains("piqa") && Catch::Contains("valid_loss"));
 
-  const Outcome text = dagmoe_run(folder, "generate --model " + model + " --chat --prompt Hi --max-new-tokens 5 --json");
+  const Outcome text =
+      dagmoe_run(folder, "generate --model " + model + " --chat --prompt Hi --max-new-tokens 5 --json");
   REQUIRE(text.code == 0);
   REQUIRE(Json::parse(text.out)["new_tokens"].get<int>() <= 5);
-  REQUIRE_THAT(dagmoe_run(folder, "inspect " + model).out, Catch::Contains("dagmoe") && Catch::Contains("byte-level BPE"));
+  REQUIRE_THAT(dagmoe_run(folder, "inspect " + model).out,
+               Catch::Contains("dagmoe") && Catch::Contains("byte-level BPE"));
 }

@@ -28,7 +28,8 @@ std::string record(const std::string& q, const std::string& a, const std::string
 EvalOptions options_for(const TextFile& file) { return {.data_dir = file.path().parent_path()}; }
 
 TEST_CASE("evaluate: choices are asked behind the delimiter and the best is compared with gold", "[eval]") {
-  const TextFile file("mine.jsonl", record("x", "yes", "no", 0) + record("y", "up", "downwards", 1) + record("z", "in", "out", 0));
+  const TextFile file("mine.jsonl",
+                      record("x", "yes", "no", 0) + record("y", "up", "downwards", 1) + record("z", "in", "out", 0));
   TableModel model;
   // y: "up" wins as it is, "downwards" per character. z: wrong both ways.
   model.log_probs = {{" yes", -1.0}, {" no", -2.0}, {" up", -3.0}, {" downwards", -4.0}, {" in", -3.0}, {" out", -1.0}};
@@ -76,7 +77,8 @@ TEST_CASE("evaluate: a gold label outside the choices counts as wrong and is not
   TableModel model;
   const TaskResult result = evaluate(parse_task(kTask, "mine.yaml"), model, options_for(file));
   CHECK(result.metrics.front().value == 0.5);
-  CHECK(result.notes == std::vector<std::string>{"1 of 2 documents: the gold label is outside the choices; counted as wrong"});
+  CHECK(result.notes ==
+        std::vector<std::string>{"1 of 2 documents: the gold label is outside the choices; counted as wrong"});
 }
 
 TEST_CASE("evaluate: cut prompts and merged borders are noted by document", "[eval]") {
@@ -91,7 +93,8 @@ TEST_CASE("evaluate: cut prompts and merged borders are noted by document", "[ev
 TEST_CASE("evaluate: a choice that cannot be scored is named by file, line and place", "[eval]") {
   const TextFile file("mine.jsonl", record("x", "a", "b", 0) + "\n" + record("y", "a", "UNSCORABLE", 0));
   TableModel model;
-  CHECK_THROWS_WITH(evaluate(parse_task(kTask, "mine.yaml"), model, options_for(file)), file.name() + ":3: choice 2: the continuation has no tokens");
+  CHECK_THROWS_WITH(evaluate(parse_task(kTask, "mine.yaml"), model, options_for(file)),
+                    file.name() + ":3: choice 2: the continuation has no tokens");
 }
 
 TEST_CASE("evaluate: a missing file says how to name another", "[eval]") {
@@ -130,14 +133,16 @@ std::string pool_text(int count) {
 // The numbers of the pool's records in a prompt, in order.
 std::vector<int> shots_in(const std::string& prompt) {
   std::vector<int> shots;
-  for (std::size_t place = prompt.find("Q: pool"); place != std::string::npos; place = prompt.find("Q: pool", place + 1)) {
+  for (std::size_t place = prompt.find("Q: pool"); place != std::string::npos;
+       place = prompt.find("Q: pool", place + 1)) {
     shots.push_back(std::stoi(prompt.substr(place + 7)));
   }
   return shots;
 }
 
 // The shots of each document for a task that does or does not draw one more.
-std::vector<std::vector<int>> shots_of(const std::string& task, const std::string& documents, const std::string& pool, std::int64_t num_fewshot) {
+std::vector<std::vector<int>> shots_of(const std::string& task, const std::string& documents, const std::string& pool,
+                                       std::int64_t num_fewshot) {
   const TextFile file("mine.jsonl", documents), pool_file("pool.jsonl", pool);
   EvalOptions options = options_for(file);
   options.num_fewshot = num_fewshot;
@@ -215,7 +220,10 @@ TEST_CASE("few-shot: a pool is required and must be large enough", "[eval]") {
 constexpr const char* kLossTask = "task: held_out\nversion: 1\noutput_type: valid_loss\ndataset_path: valid.jsonl\n";
 
 TEST_CASE("valid_loss: nats per supervised token over all documents", "[eval]") {
-  const TextFile file("valid.jsonl", R"({"instruction":"a","output":"bcd"})" "\n" R"({"instruction":"e","output":"f"})" "\n");
+  const TextFile file("valid.jsonl", R"({"instruction":"a","output":"bcd"})"
+                                     "\n"
+                                     R"({"instruction":"e","output":"f"})"
+                                     "\n");
   TableModel model;
   const TaskResult result = evaluate(parse_task(kLossTask, "l.yaml"), model, options_for(file));
   REQUIRE(result.metrics.size() == 1);
@@ -228,7 +236,8 @@ TEST_CASE("valid_loss: nats per supervised token over all documents", "[eval]") 
 }
 
 TEST_CASE("valid_loss: chatml takes the model's default system turn", "[eval]") {
-  const TextFile file("valid.jsonl", R"({"instruction":"a","output":"b"})" "\n");
+  const TextFile file("valid.jsonl", R"({"instruction":"a","output":"b"})"
+                                     "\n");
   TableModel model;
   EvalOptions options = options_for(file);
   options.default_system = "Be brief.";
@@ -246,7 +255,8 @@ TEST_CASE("options: --dataset takes a file and perhaps its labels", "[eval]") {
   CHECK(files.data == "a=b.jsonl");
   CHECK(files.labels == "c.lst");
   CHECK(parse_dataset_option("piqa=x.jsonl").second.labels.empty());
-  for (const char* wrong : {"piqa", "piqa=", "=x.jsonl", "piqa=,y.lst", ""}) CHECK_THROWS_AS(parse_dataset_option(wrong), ConfigError);
+  for (const char* wrong : {"piqa", "piqa=", "=x.jsonl", "piqa=,y.lst", ""})
+    CHECK_THROWS_AS(parse_dataset_option(wrong), ConfigError);
 }
 
 TEST_CASE("options: a file for a task that is not run is an error", "[eval]") {

@@ -1,5 +1,6 @@
-// Log-likelihoods of lm-evaluation-harness 0.4.13, tests/golden/make_lm_eval*.py, against ours in fp32. Needs SmolLM2 as a model folder
-// (DAGMOE_SMOLLM2, else the download cache) and, for the tasks, the shared data sets (DAGMOE_SHARED, else beside the repository).
+// Log-likelihoods of lm-evaluation-harness 0.4.13, tests/golden/make_lm_eval*.py, against ours in fp32. Needs SmolLM2
+// as a model folder (DAGMOE_SMOLLM2, else the download cache) and, for the tasks, the shared data sets (DAGMOE_SHARED,
+// else beside the repository).
 #include <ATen/ATen.h>
 
 #include <cstdlib>
@@ -30,10 +31,13 @@ fs::path environment_path(const char* name, const fs::path& fallback) {
 
 fs::path smollm2_folder() {
   const fs::path home = environment_path("HOME", "/");
-  return environment_path("DAGMOE_SMOLLM2", environment_path("DAGMOE_CACHE", home / ".cache" / "dagmoe") / "models" / "smollm2");
+  return environment_path("DAGMOE_SMOLLM2",
+                          environment_path("DAGMOE_CACHE", home / ".cache" / "dagmoe") / "models" / "smollm2");
 }
 
-fs::path shared_data() { return environment_path("DAGMOE_SHARED", fs::path(DAGMOE_SOURCE_DIR) / ".." / "shared") / "data"; }
+fs::path shared_data() {
+  return environment_path("DAGMOE_SHARED", fs::path(DAGMOE_SOURCE_DIR) / ".." / "shared") / "data";
+}
 
 Json golden(const char* name) { return read_json_file(fs::path(DAGMOE_SOURCE_DIR) / "tests" / "golden" / name); }
 
@@ -41,17 +45,23 @@ Json golden(const char* name) { return read_json_file(fs::path(DAGMOE_SOURCE_DIR
 class SmolLm2 {
  public:
   explicit SmolLm2(const fs::path& folder)
-      : file_(MappedFile::open(folder / "model.safetensors")), model_(read_model_config(folder)), tokenizer_(load_tokenizer(folder)) {
+      : file_(MappedFile::open(folder / "model.safetensors")),
+        model_(read_model_config(folder)),
+        tokenizer_(load_tokenizer(folder)) {
     const auto* bytes = reinterpret_cast<const unsigned char*>(file_->bytes().data());
     std::uint64_t header_bytes = 0;
     for (int i = 7; i >= 0; --i) header_bytes = header_bytes << 8 | bytes[i];
     const Json header = parse_json(file_->text().substr(8, header_bytes), "header");
     for (const auto& [name, tensor] : model_.parameters()) {
       const Json& entry = header.at(name);
-      const at::ScalarType dtype = entry["dtype"] == "F32" ? at::kFloat : entry["dtype"] == "BF16" ? at::kBFloat16 : at::kHalf;
+      const at::ScalarType dtype = entry["dtype"] == "F32"    ? at::kFloat
+                                   : entry["dtype"] == "BF16" ? at::kBFloat16
+                                                              : at::kHalf;
       const auto shape = entry["shape"].get<std::vector<std::int64_t>>();
       const auto begin = entry["data_offsets"][0].get<std::uint64_t>();
-      *tensor = at::from_blob(const_cast<unsigned char*>(bytes) + 8 + header_bytes + begin, shape, at::TensorOptions(dtype)).to(at::kFloat);
+      *tensor =
+          at::from_blob(const_cast<unsigned char*>(bytes) + 8 + header_bytes + begin, shape, at::TensorOptions(dtype))
+              .to(at::kFloat);
     }
   }
   ModelRunner runner(RunnerOptions options = {}) const { return {model_, *tokenizer_, options}; }
@@ -102,7 +112,8 @@ TEST_CASE("lm-eval parity: the first documents of three tasks score as there", "
       REQUIRE(result.samples[d].responses.size() == docs[d].size());
       for (std::size_t c = 0; c < docs[d].size(); ++c) {
         INFO(name << ", document " << d << ", choice " << c);
-        CHECK(result.samples[d].responses[c].log_prob == Approx(docs[d][c][0].get<double>()).margin(kTolerance).epsilon(0.0));
+        CHECK(result.samples[d].responses[c].log_prob ==
+              Approx(docs[d][c][0].get<double>()).margin(kTolerance).epsilon(0.0));
         CHECK(result.samples[d].responses[c].is_greedy == docs[d][c][1].get<bool>());
       }
     }

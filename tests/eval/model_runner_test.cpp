@@ -39,7 +39,8 @@ class MergingTokenizer : public ByteTokenizer {
   }
 };
 
-EncodedRequest encoded(const Tokenizer& tokenizer, const std::string& context, const std::string& continuation, std::int64_t max_length = 100) {
+EncodedRequest encoded(const Tokenizer& tokenizer, const std::string& context, const std::string& continuation,
+                       std::int64_t max_length = 100) {
   return encode_request(tokenizer, {context, continuation}, max_length);
 }
 
@@ -103,7 +104,8 @@ TEST_CASE("encode_request: what cannot be scored says why", "[eval]") {
   const ByteTokenizer tokenizer;
   CHECK_THROWS_WITH(encoded(tokenizer, "a", ""), "the continuation has no tokens");
   CHECK_THROWS_WITH(encoded(tokenizer, " \n", "a"), "the context has no tokens; is it white space only?");
-  CHECK_THROWS_WITH(encoded(tokenizer, "a", "bcdef", 4), "the continuation has 5 tokens, more than the model's maximum of 4");
+  CHECK_THROWS_WITH(encoded(tokenizer, "a", "bcdef", 4),
+                    "the continuation has 5 tokens, more than the model's maximum of 4");
 }
 
 // ---- Scoring
@@ -135,7 +137,8 @@ at::Tensor log_probs_TV(const Decoder& model, const Ids& ids) {
   return at::log_softmax(model.logits(output.hidden_TD).to(at::kDouble), -1);
 }
 
-LogLikelihood slow_log_likelihood(const Decoder& model, const Tokenizer& tokenizer, const LogLikelihoodRequest& request) {
+LogLikelihood slow_log_likelihood(const Decoder& model, const Tokenizer& tokenizer,
+                                  const LogLikelihoodRequest& request) {
   const EncodedRequest encoded = encode_request(tokenizer, request, model.config.max_position_embeddings);
   Ids ids = encoded.context;
   ids.insert(ids.end(), encoded.continuation.begin(), encoded.continuation.end() - 1);
@@ -150,8 +153,15 @@ LogLikelihood slow_log_likelihood(const Decoder& model, const Tokenizer& tokeniz
 }
 
 std::vector<LogLikelihoodRequest> mixed_requests() {
-  return {{"Question: Why?\nAnswer:", " yes"}, {"Question: Why?\nAnswer:", " no"}, {"a", "b"}, {"a", "c"}, {"", "hello"},
-          {"one two three four five six seven eight nine ten eleven twelve thirteen", " fourteen"}, {"a", "b"}, {"ab", "c"}, {"a", "bc"}};
+  return {{"Question: Why?\nAnswer:", " yes"},
+          {"Question: Why?\nAnswer:", " no"},
+          {"a", "b"},
+          {"a", "c"},
+          {"", "hello"},
+          {"one two three four five six seven eight nine ten eleven twelve thirteen", " fourteen"},
+          {"a", "b"},
+          {"ab", "c"},
+          {"a", "bc"}};
 }
 
 TEST_CASE("log_likelihood: equals one full pass per request, whatever the batch size", "[eval]") {
@@ -204,7 +214,8 @@ TEST_CASE("log_likelihood: requests with one input share a pass", "[eval]") {
   const Decoder model = tiny_decoder(false);
   ModelRunner runner(model, tokenizer);
   std::int64_t num_passes = 0;
-  const std::vector<LogLikelihoodRequest> requests = {{"Answer:", "A"}, {"Answer:", "B"}, {"Answer:", "C"}, {"Answer:", "A"}, {"other", "A"}};
+  const std::vector<LogLikelihoodRequest> requests = {
+      {"Answer:", "A"}, {"Answer:", "B"}, {"Answer:", "C"}, {"Answer:", "A"}, {"other", "A"}};
   runner.log_likelihood(requests, [&](std::int64_t, std::int64_t total) { num_passes = total; });
   CHECK(num_passes == 2);
 }
@@ -317,7 +328,9 @@ TEST_CASE("generate: the same seed draws the same tokens and temperature 0 is gr
   const Decoder model = tiny_decoder(false);
   const Ids prompt = {'x'};
   const auto draw = [&](std::uint64_t seed, double top_p) {
-    return generate_tokens(model, prompt, {.max_new_tokens = 20, .temperature = 1.0, .top_p = top_p, .seed = seed}, {}, {}).tokens;
+    return generate_tokens(model, prompt, {.max_new_tokens = 20, .temperature = 1.0, .top_p = top_p, .seed = seed}, {},
+                           {})
+        .tokens;
   };
   CHECK(draw(1, 1.0) == draw(1, 1.0));
   CHECK(draw(1, 1.0) != draw(2, 1.0));
@@ -332,7 +345,10 @@ TEST_CASE("generate: sampling follows the model's probabilities", "[eval]") {
   constexpr int kDraws = 2000;
   int count = 0;
   for (int seed = 0; seed < kDraws; ++seed) {
-    count += generate_tokens(model, {'x'}, {.max_new_tokens = 1, .temperature = 1.0, .seed = static_cast<std::uint64_t>(seed)}, {}, {}).tokens[0] == best;
+    count +=
+        generate_tokens(model, {'x'},
+                        {.max_new_tokens = 1, .temperature = 1.0, .seed = static_cast<std::uint64_t>(seed)}, {}, {})
+            .tokens[0] == best;
   }
   const double p = probs_V[best].item<double>();
   // Five standard deviations.
@@ -342,7 +358,8 @@ TEST_CASE("generate: sampling follows the model's probabilities", "[eval]") {
 TEST_CASE("generate: the model's maximum length bounds a generation", "[eval]") {
   const Decoder model = tiny_decoder(false);
   CHECK(generate_tokens(model, Ids(60, 'a'), {.max_new_tokens = 100}, {}, {}).tokens.size() == 4);
-  CHECK_THROWS_WITH(generate_tokens(model, Ids(64, 'a'), {}, {}, {}), "the prompt has 64 tokens, which leaves no room in the model's 64");
+  CHECK_THROWS_WITH(generate_tokens(model, Ids(64, 'a'), {}, {}, {}),
+                    "the prompt has 64 tokens, which leaves no room in the model's 64");
   CHECK_THROWS_WITH(generate_tokens(model, {}, {}, {}, {}), "the prompt has no tokens");
 }
 
@@ -352,7 +369,8 @@ TEST_CASE("generate: text is cut at a stop string", "[eval]") {
   ModelRunner runner(model, tokenizer);
   const std::vector<GenerateRequest> free = {{.prompt = "abc", .max_new_tokens = 16}};
   const std::string text = runner.generate(free).front();
-  const auto ascii = std::find_if(text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x80; });
+  const auto ascii =
+      std::find_if(text.begin(), text.end(), [](char c) { return static_cast<unsigned char>(c) < 0x80; });
   REQUIRE(ascii != text.end());
   const std::string stop(1, *ascii);
   const std::vector<GenerateRequest> stopped = {{.prompt = "abc", .stop = {stop}, .max_new_tokens = 16}};

@@ -10,12 +10,14 @@ namespace {
 // Expected values are those of lm_eval/tasks/hellaswag/utils.py and of Python's str methods.
 
 TEST_CASE("hellaswag: a title becomes a full stop and brackets go", "[eval]") {
-  CHECK(hellaswag_clean("[header] How to sew [title] Pick a thread. [step] Use wool.") == " How to sew. Pick a thread. Use wool.");
+  CHECK(hellaswag_clean("[header] How to sew [title] Pick a thread. [step] Use wool.") ==
+        " How to sew. Pick a thread. Use wool.");
 }
 
 TEST_CASE("hellaswag: white space is stripped before brackets are deleted", "[eval]") {
   CHECK(hellaswag_clean("  a [b] \n") == "a ");
-  CHECK(hellaswag_clean("\xC2\xA0\x1C" "a\xE3\x80\x80") == "a");
+  CHECK(hellaswag_clean("\xC2\xA0\x1C"
+                        "a\xE3\x80\x80") == "a");
 }
 
 TEST_CASE("hellaswag: two spaces become one, once", "[eval]") {
@@ -66,8 +68,11 @@ TEST_CASE("white space: bytes at the end are counted by whole characters", "[eva
 }
 
 TEST_CASE("arc: AI2's layout becomes Hugging Face's", "[eval]") {
-  const Json record = parse_json(R"({"id":"x","question":{"stem":"Why?","choices":[{"text":"a","label":"A"},{"text":"b","label":"B"}]},"answerKey":"B"})", "test");
-  const Json expected = parse_json(R"({"id":"x","question":"Why?","choices":{"text":["a","b"],"label":["A","B"]},"answerKey":"B"})", "test");
+  const Json record = parse_json(
+      R"({"id":"x","question":{"stem":"Why?","choices":[{"text":"a","label":"A"},{"text":"b","label":"B"}]},"answerKey":"B"})",
+      "test");
+  const Json expected = parse_json(
+      R"({"id":"x","question":"Why?","choices":{"text":["a","b"],"label":["A","B"]},"answerKey":"B"})", "test");
   CHECK(preprocess_record(Preprocess::kArc, record).dump() == expected.dump());
   CHECK(preprocess_record(Preprocess::kArc, expected).dump() == expected.dump());
 }
@@ -79,12 +84,15 @@ TEST_CASE("arc: a record of another layout is refused with its field", "[eval]")
   refuse(R"({"id":"x"})", "field 'question' is missing");
   refuse(R"({"question":3})", "field 'question': found number, expected an object or a text");
   refuse(R"({"question":{"stem":"Why?"}})", "field 'choices' is missing");
-  refuse(R"({"question":{"stem":"Why?","choices":["a"]}})", "field 'question.choices': found an item that is string, expected an object");
+  refuse(R"({"question":{"stem":"Why?","choices":["a"]}})",
+         "field 'question.choices': found an item that is string, expected an object");
   refuse(R"({"question":{"stem":"Why?","choices":[{"label":"A"}]}})", "field 'text' is missing");
 }
 
 TEST_CASE("hellaswag: query, choices and gold are added behind the record's fields", "[eval]") {
-  const Json record = parse_json(R"({"ctx_a":"A man sits. ","ctx_b":"he STANDS","activity_label":"Roof [x]","label":"1","endings":["up.","[step] down  now.","a","b"]})", "test");
+  const Json record = parse_json(
+      R"({"ctx_a":"A man sits. ","ctx_b":"he STANDS","activity_label":"Roof [x]","label":"1","endings":["up.","[step] down  now.","a","b"]})",
+      "test");
   const Json doc = preprocess_record(Preprocess::kHellaswag, record);
   CHECK(doc["query"] == "Roof : A man sits. He stands");
   CHECK(doc["choices"] == Json({"up.", " down now.", "a", "b"}));
@@ -94,11 +102,13 @@ TEST_CASE("hellaswag: query, choices and gold are added behind the record's fiel
 
 TEST_CASE("hellaswag: a record without a usable label is refused", "[eval]") {
   Json record = parse_json(R"({"ctx_a":"a","ctx_b":"b","activity_label":"c","endings":["x","y"],"label":""})", "test");
-  CHECK_THROWS_WITH(preprocess_record(Preprocess::kHellaswag, record), "field 'label': found \"\", expected the index of an ending");
+  CHECK_THROWS_WITH(preprocess_record(Preprocess::kHellaswag, record),
+                    "field 'label': found \"\", expected the index of an ending");
   record.erase("label");
   CHECK_THROWS_WITH(preprocess_record(Preprocess::kHellaswag, record), "field 'label' is missing");
   record["endings"] = "x";
-  CHECK_THROWS_WITH(preprocess_record(Preprocess::kHellaswag, record), "field 'endings': found string, expected a list");
+  CHECK_THROWS_WITH(preprocess_record(Preprocess::kHellaswag, record),
+                    "field 'endings': found string, expected a list");
 }
 
 }  // namespace

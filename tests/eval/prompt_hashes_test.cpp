@@ -1,5 +1,5 @@
-// Documents, prompts and targets against lm-evaluation-harness 0.4.13 itself, through its task hashes: one SHA-256 over every
-// document, prompt (few-shot examples included) and target of a task. Written by make_prompt_hashes.py.
+// Documents, prompts and targets against lm-evaluation-harness 0.4.13 itself, through its task hashes: one SHA-256 over
+// every document, prompt (few-shot examples included) and target of a task. Written by make_prompt_hashes.py.
 #include "eval/results.h"
 #include "tests/eval/table_model.h"
 #include "tests/support/catch.h"

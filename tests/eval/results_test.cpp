@@ -24,7 +24,10 @@ TaskResult result_named(const std::string& name) {
   result.num_documents_in_file = 3;
   result.metrics = {{"acc_norm", 0.5, 0.5}, {"acc", 0.485, 0.03542810683297719}};
   SampleResult sample;
-  sample.doc = parse_json("{\"goal\":\"Caf\u00e9 \\\"x\\\"\\n\\u0001\x7f\",\"sol1\":\"a\",\"sol2\":\"b\",\"label\":1,\"l\":[],\"o\":{},\"f\":0.5,\"n\":[1,[2]]}", "test");
+  sample.doc = parse_json(
+      "{\"goal\":\"Caf\u00e9 "
+      "\\\"x\\\"\\n\\u0001\x7f\",\"sol1\":\"a\",\"sol2\":\"b\",\"label\":1,\"l\":[],\"o\":{},\"f\":0.5,\"n\":[1,[2]]}",
+      "test");
   sample.target = "1";
   for (const char* continuation : {" a", " b"}) sample.requests.push_back({"Question: x\nAnswer:", continuation});
   sample.responses = {{.log_prob = -1.5, .is_greedy = true}, {.log_prob = -2.25}};
@@ -51,7 +54,9 @@ TEST_CASE("results: a score of one document has no standard error", "[eval]") {
 
 TEST_CASE("results: the document has lm-evaluation-harness's keys", "[eval]") {
   const TaskResult result = result_named("arc_easy");
-  const Json json = results_json({&result, 1}, {.model = "models/a", .dtype = "float32", .device = "cpu", .seconds = 1.5, .log_samples = true}, {.limit = 2.0});
+  const Json json = results_json(
+      {&result, 1}, {.model = "models/a", .dtype = "float32", .device = "cpu", .seconds = 1.5, .log_samples = true},
+      {.limit = 2.0});
   const Json& scores = json["results"]["arc_easy"];
   CHECK(scores["alias"] == "arc_easy");
   CHECK(scores["sample_len"] == 2);
@@ -115,14 +120,19 @@ TEST_CASE("results: without log_samples only results.json is written", "[eval]")
 }
 
 TEST_CASE("results: a file that is no results document is refused", "[eval]") {
-  CHECK_THROWS_WITH(read_scores(Json::array(), "a.json"), "a.json: no object 'results'; is this a results.json of an evaluation?");
-  CHECK_THROWS_WITH(read_scores(Json({{"results", {{"piqa", 3}}}}), "a.json"), "a.json: 'results.piqa': found number, expected object");
+  CHECK_THROWS_WITH(read_scores(Json::array(), "a.json"),
+                    "a.json: no object 'results'; is this a results.json of an evaluation?");
+  CHECK_THROWS_WITH(read_scores(Json({{"results", {{"piqa", 3}}}}), "a.json"),
+                    "a.json: 'results.piqa': found number, expected object");
 }
 
 TEST_CASE("comparison: scores that both runs have stand side by side with their difference", "[eval]") {
-  const std::vector<Score> before = {{"arc_easy", "acc", 0.4, 0.03}, {"arc_easy", "acc_norm", 0.5, 0.03}, {"gone", "acc", 1.0, {}}};
-  const std::vector<Score> after = {
-      {"arc_easy", "acc", 0.45, 0.04}, {"arc_easy", "acc_norm", 0.5, {}}, {"held_out", "loss", 2.0, 0.1, false}, {"new", "acc", 1.0, {}}};
+  const std::vector<Score> before = {
+      {"arc_easy", "acc", 0.4, 0.03}, {"arc_easy", "acc_norm", 0.5, 0.03}, {"gone", "acc", 1.0, {}}};
+  const std::vector<Score> after = {{"arc_easy", "acc", 0.45, 0.04},
+                                    {"arc_easy", "acc_norm", 0.5, {}},
+                                    {"held_out", "loss", 2.0, 0.1, false},
+                                    {"new", "acc", 1.0, {}}};
   std::vector<Score> before_all = before;
   before_all.push_back({"held_out", "loss", 3.0, 0.1, false});
   const auto changes = compare_scores(before_all, after);

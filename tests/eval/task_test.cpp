@@ -74,24 +74,29 @@ metrics: [acc, acc, acc_nrom]
 )");
   INFO(issues);
   for (const char* expected :
-       {"mine.yaml:1:7: task: 'my task' is no name", "dataset_path", "did you mean 'dataset_path'?", "doc_to_text: '{{' is never closed",
-        "doc_to_target: '{{label|int}}' is no field", "num_fewshot", "metrics: 'acc' is given twice", "unknown metric 'acc_nrom'; did you mean 'acc_norm'"}) {
+       {"mine.yaml:1:7: task: 'my task' is no name", "dataset_path", "did you mean 'dataset_path'?",
+        "doc_to_text: '{{' is never closed", "doc_to_target: '{{label|int}}' is no field", "num_fewshot",
+        "metrics: 'acc' is given twice", "unknown metric 'acc_nrom'; did you mean 'acc_norm'"}) {
     CHECK_THAT(issues, Catch::Contains(expected));
   }
   CHECK_THAT(issues, Catch::Contains("problems in mine.yaml; nothing was run"));
 }
 
 TEST_CASE("task: a key of another output type is unknown", "[eval]") {
-  CHECK_THAT(issues_of("task: a\noutput_type: valid_loss\ndataset_path: x\ndoc_to_text: y\n"), Catch::Contains("doc_to_text: unknown key"));
+  CHECK_THAT(issues_of("task: a\noutput_type: valid_loss\ndataset_path: x\ndoc_to_text: y\n"),
+             Catch::Contains("doc_to_text: unknown key"));
   CHECK_THAT(issues_of(std::string(kSmallTask) + "template: alpaca\n"), Catch::Contains("template: unknown key"));
 }
 
 TEST_CASE("task: valid_loss knows the recipe's formats and templates", "[eval]") {
-  const TaskConfig task = parse_task("task: a\noutput_type: valid_loss\ndataset_path: x\nformat: messages\ntemplate: chatml\nmax_seq_len: 512\n", "a.yaml");
+  const TaskConfig task = parse_task(
+      "task: a\noutput_type: valid_loss\ndataset_path: x\nformat: messages\ntemplate: chatml\nmax_seq_len: 512\n",
+      "a.yaml");
   CHECK(task.record_format == RecordFormat::kMessages);
   CHECK(task.prompt_template == PromptTemplate::kChatMl);
   CHECK(task.max_seq_len == 512);
-  const std::string issues = issues_of("task: a\noutput_type: valid_loss\ndataset_path: x\nformat: alpacca\ntemplate: chatlm\n");
+  const std::string issues =
+      issues_of("task: a\noutput_type: valid_loss\ndataset_path: x\nformat: alpacca\ntemplate: chatlm\n");
   CHECK_THAT(issues, Catch::Contains("unknown format 'alpacca'; did you mean 'alpaca'?"));
   CHECK_THAT(issues, Catch::Contains("unknown template 'chatlm'; did you mean 'chatml'?"));
 }

@@ -10,7 +10,8 @@ using Texts = std::vector<std::string>;
 
 const Json& document() {
   static const Json doc = parse_json(
-      R"({"goal": "go", "n": 3, "flag": true, "nothing": null, "question": {"stem": "Why?", "choices": [{"text": "a"}, {"text": "b"}]}, "texts": ["x", "y"]})", "test");
+      R"({"goal": "go", "n": 3, "flag": true, "nothing": null, "question": {"stem": "Why?", "choices": [{"text": "a"}, {"text": "b"}]}, "texts": ["x", "y"]})",
+      "test");
   return doc;
 }
 
@@ -29,7 +30,9 @@ TEST_CASE("template: dotted paths go into objects and lists", "[eval]") {
   CHECK(rendered("{{texts.0}}") == "x");
 }
 
-TEST_CASE("template: numbers and truth values are written as Python does", "[eval]") { CHECK(rendered("{{n}} {{flag}}") == "3 True"); }
+TEST_CASE("template: numbers and truth values are written as Python does", "[eval]") {
+  CHECK(rendered("{{n}} {{flag}}") == "3 True");
+}
 
 TEST_CASE("template: a single field may give a list of texts", "[eval]") {
   CHECK(TextTemplate("{{texts}}").render_list(document()) == Texts{"x", "y"});
@@ -59,7 +62,8 @@ TEST_CASE("template: broken templates and expressions are refused", "[eval]") {
   CHECK_THROWS_WITH(TextTemplate("{{goal"), "'{{' is never closed");
   CHECK_THROWS_WITH(TextTemplate("{{}}"), Catch::StartsWith("'{{}}' is no field"));
   CHECK_THROWS_WITH(TextTemplate("{{choices.label.index(answerKey)}}"),
-                    "'{{choices.label.index(answerKey)}}' is no field; found an expression, expected a dotted path such as choices.*.text");
+                    "'{{choices.label.index(answerKey)}}' is no field; found an expression, expected a dotted path "
+                    "such as choices.*.text");
   CHECK_THROWS_WITH(TextTemplate("{% if x %}"), Catch::StartsWith("'{%' begins a Jinja statement"));
 }
 

@@ -31,7 +31,8 @@ TEST_CASE("optimizer: a gradient scale of one half is a gradient of one half", "
 }
 
 TEST_CASE("optimizer: the global norm counts every gradient once and skips missing ones", "[finetune]") {
-  const at::Tensor a = at::zeros({2}).set_requires_grad(true), b = at::zeros({1}).set_requires_grad(true), c = at::zeros({1}).set_requires_grad(true);
+  const at::Tensor a = at::zeros({2}).set_requires_grad(true), b = at::zeros({1}).set_requires_grad(true),
+                   c = at::zeros({1}).set_requires_grad(true);
   a.mutable_grad() = at::tensor(std::vector<float>{3.0f, 0.0f});
   b.mutable_grad() = at::tensor(std::vector<float>{4.0f});
   REQUIRE(global_grad_norm({a, b, c}) == Approx(5.0));

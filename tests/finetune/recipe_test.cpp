@@ -40,7 +40,9 @@ TEST_CASE("recipe: the written form reads back to the same text", "[finetune]") 
 
 TEST_CASE("recipe: every problem of a file is reported at once with its place", "[finetune]") {
   try {
-    load("version: 1\noutput_dir: runs/x\nmodel: {paht: models/x}\ntrainable: [dag]\nsedd: 3\nepochs: 1\nsteps: 2\ndata: {train: []}\n");
+    load(
+        "version: 1\noutput_dir: runs/x\nmodel: {paht: models/x}\ntrainable: [dag]\nsedd: 3\nepochs: 1\nsteps: "
+        "2\ndata: {train: []}\n");
     FAIL("expected ConfigError");
   } catch (const ConfigError& error) {
     const std::string text = error.what();
@@ -53,7 +55,8 @@ TEST_CASE("recipe: every problem of a file is reported at once with its place", 
 }
 
 TEST_CASE("recipe: on the command line the later of two equal-meaning settings wins", "[finetune]") {
-  const Recipe recipe = load(kGood + "epochs: 3\nbatch: {tokens: 100}\n", std::vector<std::string>{"steps=5", "batch.sequences=4"});
+  const Recipe recipe =
+      load(kGood + "epochs: 3\nbatch: {tokens: 100}\n", std::vector<std::string>{"steps=5", "batch.sequences=4"});
   REQUIRE(recipe.steps == 5);
   REQUIRE_FALSE(recipe.epochs.has_value());
   REQUIRE(recipe.batch.sequences == 4);
@@ -61,7 +64,8 @@ TEST_CASE("recipe: on the command line the later of two equal-meaning settings w
 }
 
 TEST_CASE("recipe: an unknown prompt template names the nearest", "[finetune]") {
-  REQUIRE_THROWS_WITH(load(kGood, std::vector<std::string>{"data.train.0.template=chatlm"}), Catch::Contains("did you mean 'chatml'?"));
+  REQUIRE_THROWS_WITH(load(kGood, std::vector<std::string>{"data.train.0.template=chatlm"}),
+                      Catch::Contains("did you mean 'chatml'?"));
 }
 
 TEST_CASE("recipe: settings without effect are named", "[finetune]") {

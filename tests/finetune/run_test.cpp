@@ -27,7 +27,9 @@ struct Run {
     write_records(folder / "valid.jsonl", 9);
     write_text(folder / "a.yaml", recipe_text(folder.path(), more));
   }
-  Recipe recipe(const std::vector<std::string>& overrides = {}) const { return load_recipe(folder / "a.yaml", overrides); }
+  Recipe recipe(const std::vector<std::string>& overrides = {}) const {
+    return load_recipe(folder / "a.yaml", overrides);
+  }
 };
 
 // Losses and norms by step, without times.
@@ -65,7 +67,8 @@ TEST_CASE("run: only the DAG changes, everything else is bit-identical, and the 
 TEST_CASE("run: the group table has only the DAG as trainable", "[finetune]") {
   const ModelConfig config = tiny_config();
   std::vector<bool> trainable;
-  for (const auto& [name, shape] : Decoder::parameter_shapes(config)) trainable.push_back(name.find(".dag.") != std::string::npos);
+  for (const auto& [name, shape] : Decoder::parameter_shapes(config))
+    trainable.push_back(name.find(".dag.") != std::string::npos);
   const auto rows = group_rows(config, trainable);
   for (const GroupRow& row : rows) REQUIRE((row.num_trainable > 0) == (row.group == "dag"));
   REQUIRE(rows.front().num_trainable == 2 * num_dag_parameters(*config.dag, config.hidden_size));
@@ -99,7 +102,9 @@ TEST_CASE("run: stopping and resuming gives the same steps and weights, bit for 
 TEST_CASE("run: micro batches of any size give the gradient of the whole step", "[finetune]") {
   const Run run;
   const auto first_step = [&run](const std::string& name, const std::string& micro_batch_tokens) {
-    run_finetune(run.recipe({"output_dir=" + (run.folder / name).string(), "steps=1", "batch.micro_batch_tokens=" + micro_batch_tokens}), {});
+    run_finetune(run.recipe({"output_dir=" + (run.folder / name).string(), "steps=1",
+                             "batch.micro_batch_tokens=" + micro_batch_tokens}),
+                 {});
     return Json::parse(metrics_of(run.folder / name)[1]);
   };
   const Json small = first_step("small", "64"), large = first_step("large", "4096");
@@ -164,7 +169,8 @@ TEST_CASE("run: a dry run writes nothing", "[finetune]") {
 TEST_CASE("run: a missing data file is named with the recipe that lists it", "[finetune]") {
   const Run run;
   std::filesystem::remove(run.folder / "train.jsonl");
-  REQUIRE_THROWS_WITH(run_finetune(run.recipe(), {}), Catch::Contains("train.jsonl: no such file; it is listed under data in"));
+  REQUIRE_THROWS_WITH(run_finetune(run.recipe(), {}),
+                      Catch::Contains("train.jsonl: no such file; it is listed under data in"));
   REQUIRE_FALSE(std::filesystem::exists(run.folder / "run"));
 }
 
@@ -175,7 +181,8 @@ TEST_CASE("run: a DAG can be added to a MoE that has none", "[finetune]") {
   std::vector<TensorSource> tensors;
   for (const TensorInfo* info : source.tensors()) {
     if (info->name.find(".dag.") != std::string::npos) continue;
-    tensors.push_back({info->name, info->dtype, info->shape, [&source, name = info->name] { return source.bytes(name); }});
+    tensors.push_back(
+        {info->name, info->dtype, info->shape, [&source, name = info->name] { return source.bytes(name); }});
   }
   ModelConfig config = source.config();
   config.model_type = "mixtral", config.dag.reset();
@@ -183,7 +190,9 @@ TEST_CASE("run: a DAG can be added to a MoE that has none", "[finetune]") {
   write_text(run.folder / "plain" / "config.json", model_config_json(config).dump());
   write_safetensors(run.folder / "plain" / "model.safetensors", std::move(tensors));
   copy_side_files(source.folder(), run.folder / "plain");
-  const RunResult result = run_finetune(run.recipe({"model.path=" + (run.folder / "plain").string(), "model.dag.num_iterations=1", "model.dag.node_size=4"}), {});
+  const RunResult result = run_finetune(run.recipe({"model.path=" + (run.folder / "plain").string(),
+                                                    "model.dag.num_iterations=1", "model.dag.node_size=4"}),
+                                        {});
   const Checkpoint after = Checkpoint::open(result.output);
   REQUIRE(after.config().dag->node_size == 4);
   REQUIRE(after.find("model.layers.1.mlp.dag.0.up_proj.weight") != nullptr);

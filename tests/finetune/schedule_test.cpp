@@ -21,7 +21,8 @@ TEST_CASE("schedule: linear and cosine fall from one to the floor", "[finetune]"
 }
 
 TEST_CASE("schedule: wsd stays at one and decays over its last part", "[finetune]") {
-  const ScheduleConfig config{.kind = ScheduleKind::kWsd, .warmup_steps = 1, .min_lr_ratio = 0.0, .decay_fraction = 0.2};
+  const ScheduleConfig config{
+      .kind = ScheduleKind::kWsd, .warmup_steps = 1, .min_lr_ratio = 0.0, .decay_fraction = 0.2};
   REQUIRE(lr_factor(config, 7, 10) == Approx(1.0));
   REQUIRE(lr_factor(config, 8, 10) == Approx(1.0));
   REQUIRE(lr_factor(config, 9, 10) == Approx(0.5));

@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <numeric>
 #include <vector>
 
 #include "base/error.h"
@@ -145,6 +146,33 @@ TEST_CASE("grouped_linear: float and bfloat16 agree with double", "[kernels]") {
     for (std::size_t i = 0; i < low.size(); ++i) {
       INFO("gradient " << i);
       require_close(low_grads[i], high_grads[i], atol, rtol);
+    }
+  }
+}
+
+TEST_CASE("grouped_linear: rounding the rows up for bfloat16 mixes no expert with another", "[kernels]") {
+  // Counts around the multiple of 32: less than one, exactly one, several; the last expert small or large; few rows in
+  // all.
+  const std::vector<std::vector<std::int64_t>> cases = {
+      {1, 31, 32, 33, 100}, {100, 2, 0, 3, 1}, {0, 0, 5, 0, 0}, {64, 0, 0, 0, 40}};
+  for (const auto& counts : cases) {
+    const std::int64_t num_rows = std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+    const at::Tensor x = trained(random_values({num_rows, 16}, 1, at::kBFloat16));
+    const at::Tensor grad = random_values({num_rows, 8}, 2, at::kBFloat16);
+    std::vector<at::Tensor> inputs = {x};
+    for (std::uint64_t e = 0; e < 5; ++e) inputs.push_back(trained(random_values({8, 16}, 10 + e, at::kBFloat16)));
+    const at::Tensor y = grouped_linear(x, {inputs.begin() + 1, inputs.end()}, counts);
+    const auto grads = torch::autograd::grad({y}, inputs, {grad});
+    std::int64_t first = 0;
+    for (std::size_t e = 0; e < 5; ++e) {
+      INFO("expert " << e << " with " << counts[e] << " of " << num_rows << " rows");
+      const auto rows = [&](const at::Tensor& all) { return all.detach().narrow(0, first, counts[e]).to(at::kDouble); };
+      const at::Tensor weight = inputs[1 + e].detach().to(at::kDouble);
+      // Sums of 16 products, and of up to 100 for the weights, of numbers around 1.
+      require_close(rows(y), at::mm(rows(x), weight.t()), 1e-2, kBf16Tolerance);
+      require_close(rows(grads[0]), at::mm(rows(grad), weight), 1e-2, kBf16Tolerance);
+      require_close(grads[1 + e], at::mm(rows(grad).t(), rows(x)), 1e-2, kBf16Tolerance);
+      first += counts[e];
     }
   }
 }

@@ -23,9 +23,11 @@ Case random_case(std::int64_t K, at::ScalarType dtype, bool zero_up = false) {
     return at::empty(shape, at::kDouble).normal_(0.0, scale, generator).to(dtype);
   };
   Case result;
-  result.input = {random({kT, kD}, 1.0), random({kT, kD}, 1.0), random({kT, K, kD}, 1.0), at::softmax(random({kT, K}, 1.0), 1)};
+  result.input = {random({kT, kD}, 1.0), random({kT, kD}, 1.0), random({kT, K, kD}, 1.0),
+                  at::softmax(random({kT, K}, 1.0), 1)};
   for (std::int64_t l = 0; l < kL; ++l) {
-    DagStep step{random({kD}, 1.0), random({kG, kD}, 0.3), random({kG, 2 * kG}, 0.3), random({kG, 2 * kG}, 0.3), random({kD, kG}, 0.3)};
+    DagStep step{random({kD}, 1.0), random({kG, kD}, 0.3), random({kG, 2 * kG}, 0.3), random({kG, 2 * kG}, 0.3),
+                 random({kD, kG}, 0.3)};
     if (zero_up) step.up_DG.zero_();
     result.steps.push_back(step);
   }
@@ -44,9 +46,11 @@ TEST_CASE("combine: factorised edges, delta form and merged read-out equal the e
       for (const auto norm : {DagNorm::kLayerNorm, DagNorm::kRmsNorm}) {
         const DagConfig dag = dag_config(residual, norm);
         const Case exact = random_case(K, at::kDouble);
-        require_close(combine_experts(exact.input, exact.steps, &dag, kEps), combine_experts_reference(exact.input, exact.steps, &dag, kEps), 1e-12, 1e-12);
+        require_close(combine_experts(exact.input, exact.steps, &dag, kEps),
+                      combine_experts_reference(exact.input, exact.steps, &dag, kEps), 1e-12, 1e-12);
         const Case single = random_case(K, at::kFloat);
-        require_close(combine_experts(single.input, single.steps, &dag, kEps), combine_experts_reference(single.input, single.steps, &dag, kEps), 1e-5, 1e-5);
+        require_close(combine_experts(single.input, single.steps, &dag, kEps),
+                      combine_experts_reference(single.input, single.steps, &dag, kEps), 1e-5, 1e-5);
       }
     }
   }
@@ -59,7 +63,8 @@ TEST_CASE("combine: the order of the chosen experts does not matter", "[model]")
   CombineInput shuffled = original.input;
   shuffled.expert_out_TKD = shuffled.expert_out_TKD.index_select(1, order);
   shuffled.weights_TK = shuffled.weights_TK.index_select(1, order);
-  require_close(combine_experts(shuffled, original.steps, &dag, kEps), combine_experts(original.input, original.steps, &dag, kEps), 1e-12, 1e-12);
+  require_close(combine_experts(shuffled, original.steps, &dag, kEps),
+                combine_experts(original.input, original.steps, &dag, kEps), 1e-12, 1e-12);
 }
 
 TEST_CASE("combine: with every W_up zero the result is bit-identical to the plain weighted sum", "[model]") {
@@ -67,7 +72,8 @@ TEST_CASE("combine: with every W_up zero the result is bit-identical to the plai
     const DagConfig dag = dag_config(residual);
     for (const std::int64_t K : {1, 3, 8}) {
       const Case zero = random_case(K, at::kFloat, /*zero_up=*/true);
-      REQUIRE(at::equal(combine_experts(zero.input, zero.steps, &dag, kEps), combine_experts(zero.input, {}, nullptr, kEps)));
+      REQUIRE(at::equal(combine_experts(zero.input, zero.steps, &dag, kEps),
+                        combine_experts(zero.input, {}, nullptr, kEps)));
     }
   }
 }
@@ -90,7 +96,8 @@ TEST_CASE("combine: at the start only W_up has a gradient and the inputs' gradie
     }
   }
   CombineInput& input = zero.input;
-  for (at::Tensor* tensor : {&input.hidden_TD, &input.expert_out_TKD, &input.weights_TK}) *tensor = tensor->detach().set_requires_grad(true);
+  for (at::Tensor* tensor : {&input.hidden_TD, &input.expert_out_TKD, &input.weights_TK})
+    *tensor = tensor->detach().set_requires_grad(true);
   const std::vector<at::Tensor> inputs{input.hidden_TD, input.expert_out_TKD, input.weights_TK};
   const at::Tensor dy = at::randn({kT, kD}, at::kDouble);
   const auto gradients = [&](const at::Tensor& out, const std::vector<at::Tensor>& of) {
@@ -112,8 +119,19 @@ TEST_CASE("combine: gradients agree with central differences", "[model]") {
   const Case exact = random_case(3, at::kDouble);
   const DagStep& s = exact.steps[0];
   const DagStep& t = exact.steps[1];
-  std::vector<at::Tensor> inputs{exact.input.hidden_TD, exact.input.expert_out_TKD, exact.input.weights_TK, s.norm_D, s.down_GD, s.edge_G2G,
-                                 s.node_G2G,            s.up_DG,                    t.norm_D,               t.down_GD, t.edge_G2G, t.node_G2G, t.up_DG};
+  std::vector<at::Tensor> inputs{exact.input.hidden_TD,
+                                 exact.input.expert_out_TKD,
+                                 exact.input.weights_TK,
+                                 s.norm_D,
+                                 s.down_GD,
+                                 s.edge_G2G,
+                                 s.node_G2G,
+                                 s.up_DG,
+                                 t.norm_D,
+                                 t.down_GD,
+                                 t.edge_G2G,
+                                 t.node_G2G,
+                                 t.up_DG};
   for (at::Tensor& input : inputs) input.set_requires_grad(true);
   const at::Tensor normed = exact.input.normed_TD;
   require_gradients_match(
@@ -135,17 +153,20 @@ TEST_CASE("combine: outputs and gradients equal the golden values of a plain PyT
     INFO(variant);
     std::vector<std::string> names{"nodes", "h", "xn"};
     for (int l = 0; l < 3; ++l) {
-      for (const char* weight : {"norm.", "down.", "edge.", "node.", "up."}) names.push_back(weight + std::to_string(l));
+      for (const char* weight : {"norm.", "down.", "edge.", "node.", "up."})
+        names.push_back(weight + std::to_string(l));
     }
     std::vector<at::Tensor> leaves;
     for (const auto& name : names) leaves.push_back(golden_tensor(file, name).set_requires_grad(true));
     std::vector<DagStep> steps;
-    for (std::size_t i = 3; i < leaves.size(); i += 5) steps.push_back({leaves[i], leaves[i + 1], leaves[i + 2], leaves[i + 3], leaves[i + 4]});
+    for (std::size_t i = 3; i < leaves.size(); i += 5)
+      steps.push_back({leaves[i], leaves[i + 1], leaves[i + 2], leaves[i + 3], leaves[i + 4]});
     const at::Tensor ones = at::ones({leaves[0].size(0), leaves[0].size(1)}, at::kDouble);
     const at::Tensor out = combine_experts({leaves[1], leaves[2], leaves[0], ones}, steps, &dag, kEps);
     // The golden output of normed_input is h + y with y holding the residual xn once, as ours.
     require_close(out, golden_tensor(file, "out." + variant), 1e-10, 1e-10);
-    const auto gradients = torch::autograd::grad({(out * golden_tensor(file, "dout")).sum()}, leaves, {}, false, false, true);
+    const auto gradients =
+        torch::autograd::grad({(out * golden_tensor(file, "dout")).sum()}, leaves, {}, false, false, true);
     for (std::size_t i = 0; i < names.size(); ++i) {
       const std::string name = "grad." + variant + "." + names[i];
       if (file.find(name) == nullptr) continue;

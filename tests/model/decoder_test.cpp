@@ -18,7 +18,8 @@ at::Tensor next_token_loss(const Decoder& model, const ModelInput& input) {
   const at::Tensor labels = at::full_like(input.input_ids_T, -100);
   const auto T = labels.size(0);
   labels.narrow(0, 0, T - 1).copy_(input.input_ids_T.narrow(0, 1, T - 1));
-  return masked_cross_entropy(model.forward(input).hidden_TD, model.output_weight(), labels, 1.0 / static_cast<double>(T - 1));
+  return masked_cross_entropy(model.forward(input).hidden_TD, model.output_weight(), labels,
+                              1.0 / static_cast<double>(T - 1));
 }
 
 // transformers' logits, loss, every gradient by name and greedy continuation of a tiny model.
@@ -26,7 +27,8 @@ void check_family(const std::string& folder) {
   INFO(folder);
   const Checkpoint checkpoint = Checkpoint::open(golden(folder));
   const SafetensorsFile expected = SafetensorsFile::open(golden(folder + "/expected.safetensors"));
-  Decoder model = load_decoder(checkpoint, {.compute_dtype = at::kFloat, .is_trainable = [](const std::string&) { return true; }});
+  Decoder model =
+      load_decoder(checkpoint, {.compute_dtype = at::kFloat, .is_trainable = [](const std::string&) { return true; }});
 
   const at::Tensor ids_a = golden_tensor(expected, "ids_a"), ids_b = golden_tensor(expected, "ids_b");
   const ModelInput packed = packed_input(at::cat({ids_a, ids_b}), {ids_a.size(0), ids_b.size(0)});
@@ -44,9 +46,11 @@ void check_family(const std::string& folder) {
   }
   if (expected.find("aux_loss") != nullptr) {
     const ModelOutput output = model.forward(packed_input(ids_a, {ids_a.size(0)}));
-    require_close(load_balancing_loss(output.routing, *model.config.moe), golden_tensor(expected, "aux_loss"), 1e-5, 1e-5);
+    require_close(load_balancing_loss(output.routing, *model.config.moe), golden_tensor(expected, "aux_loss"), 1e-5,
+                  1e-5);
     for (std::size_t n = 0; n < output.routing.size(); ++n) {
-      REQUIRE(at::equal(output.routing[n].expert_ids_TK, golden_tensor(expected, "experts_a." + std::to_string(n)).to(at::kLong)));
+      REQUIRE(at::equal(output.routing[n].expert_ids_TK,
+                        golden_tensor(expected, "experts_a." + std::to_string(n)).to(at::kLong)));
     }
   }
 
@@ -62,7 +66,9 @@ void check_family(const std::string& folder) {
 
 }  // namespace
 
-TEST_CASE("decoder: a tiny Llama has transformers' logits, loss, gradients and greedy continuation", "[model]") { check_family("tiny_llama"); }
+TEST_CASE("decoder: a tiny Llama has transformers' logits, loss, gradients and greedy continuation", "[model]") {
+  check_family("tiny_llama");
+}
 TEST_CASE("decoder: so has a tiny Llama with a tied head", "[model]") { check_family("tiny_llama_tied"); }
 TEST_CASE("decoder: so has a tiny Mixtral", "[model]") { check_family("tiny_mixtral"); }
 
@@ -86,7 +92,8 @@ TEST_CASE("decoder: the cached pass equals the whole pass, whatever the chunks",
     KvCache cache = model.make_cache(12);
     std::int64_t begin = 0;
     for (const std::int64_t length : chunks) {
-      require_close(model.forward_cached(ids.narrow(0, begin, length), cache), whole.narrow(0, begin, length), 1e-10, 1e-10);
+      require_close(model.forward_cached(ids.narrow(0, begin, length), cache), whole.narrow(0, begin, length), 1e-10,
+                    1e-10);
       begin += length;
     }
   }
@@ -139,7 +146,8 @@ TEST_CASE("decoder: a new aggregator leaves the model's output bit-identical", "
 
 TEST_CASE("decoder: frozen parameters below the lowest trained one take no part in the backward pass", "[model]") {
   Decoder model = tiny_model(tiny_config(), at::kFloat);
-  for (const auto& [name, tensor] : model.parameters()) tensor->set_requires_grad(name.find("layers.1.mlp.dag.") != std::string::npos);
+  for (const auto& [name, tensor] : model.parameters())
+    tensor->set_requires_grad(name.find("layers.1.mlp.dag.") != std::string::npos);
   next_token_loss(model, packed_input(some_ids(8), {8})).backward();
   for (const auto& [name, tensor] : model.parameters()) {
     INFO(name);

@@ -55,7 +55,12 @@ TEST_CASE("losses: balance and z-loss gradients agree with central differences",
   for (const auto score : {RouterScore::kSoftmax, RouterScore::kSigmoid}) {
     const MoeConfig config{.num_experts = 4, .num_experts_per_tok = 2, .router_score = score};
     const at::Tensor ids = std::get<1>(at::topk(logits.detach(), 2, 1));
-    require_gradients_match([&](const std::vector<at::Tensor>& x) { return load_balancing_loss({{x[0], {}, ids}}, config); }, {logits});
+    require_gradients_match(
+        [&](const std::vector<at::Tensor>& x) {
+          return load_balancing_loss({{x[0], {}, ids}}, config);
+        },
+        {logits});
   }
-  require_gradients_match([&](const std::vector<at::Tensor>& x) { return router_z_loss({routing_of(x[0], 2)}); }, {logits});
+  require_gradients_match([&](const std::vector<at::Tensor>& x) { return router_z_loss({routing_of(x[0], 2)}); },
+                          {logits});
 }

@@ -10,7 +10,11 @@ using namespace dagmoe::testing;
 namespace {
 
 MoeConfig moe_config(RouterScore score, bool renormalise) {
-  return {.num_experts = 6, .num_experts_per_tok = 3, .moe_intermediate_size = 1, .router_score = score, .norm_topk_prob = renormalise};
+  return {.num_experts = 6,
+          .num_experts_per_tok = 3,
+          .moe_intermediate_size = 1,
+          .router_score = score,
+          .norm_topk_prob = renormalise};
 }
 
 at::Tensor random(std::vector<std::int64_t> shape, std::uint64_t seed) {
@@ -49,7 +53,8 @@ TEST_CASE("router: the K chosen experts are the K largest logits, largest first"
 }
 
 TEST_CASE("router: logits are float when activations are bfloat16", "[model]") {
-  const Routing routing = route(random({4, 5}, 1).to(at::kBFloat16), random({6, 5}, 2).to(at::kFloat), moe_config(RouterScore::kSoftmax, true));
+  const Routing routing = route(random({4, 5}, 1).to(at::kBFloat16), random({6, 5}, 2).to(at::kFloat),
+                                moe_config(RouterScore::kSoftmax, true));
   REQUIRE(routing.logits_TE.scalar_type() == at::kFloat);
   REQUIRE(routing.weights_TK.scalar_type() == at::kFloat);
 }
@@ -58,7 +63,9 @@ TEST_CASE("router: gradients agree with central differences", "[model]") {
   for (const auto score : {RouterScore::kSoftmax, RouterScore::kSigmoid}) {
     for (const bool renormalise : {true, false}) {
       require_gradients_match(
-          [&](const std::vector<at::Tensor>& x) { return route(x[0], x[1], moe_config(score, renormalise)).weights_TK; },
+          [&](const std::vector<at::Tensor>& x) {
+            return route(x[0], x[1], moe_config(score, renormalise)).weights_TK;
+          },
           {random({5, 4}, 7).set_requires_grad(true), random({6, 4}, 8).set_requires_grad(true)});
     }
   }

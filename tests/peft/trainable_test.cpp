@@ -44,8 +44,10 @@ TEST_CASE("trainable: the last matching rule wins", "[peft]") {
 }
 
 TEST_CASE("trainable: a rule that matches nothing is an error with place and nearest name", "[peft]") {
-  REQUIRE_THROWS_WITH(chosen({"dga"}), "a.yaml:8:12: trainable: 'dga' is no group and matches no parameter; did you mean 'dag'?");
-  REQUIRE_THROWS_WITH(chosen({"dag", "shared_experts"}), Catch::Contains("'shared_experts' is a group without parameters in this model"));
+  REQUIRE_THROWS_WITH(chosen({"dga"}),
+                      "a.yaml:8:12: trainable: 'dga' is no group and matches no parameter; did you mean 'dag'?");
+  REQUIRE_THROWS_WITH(chosen({"dag", "shared_experts"}),
+                      Catch::Contains("'shared_experts' is a group without parameters in this model"));
 }
 
 TEST_CASE("trainable: a policy that freezes everything is an error", "[peft]") {

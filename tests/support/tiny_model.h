@@ -37,7 +37,8 @@ inline Decoder tiny_model(const ModelConfig& config, at::ScalarType dtype = at::
   at::Generator generator = at::detail::createCPUGenerator(seed + 100);
   model.compute_dtype = dtype;
   for (const auto& [name, tensor] : model.parameters()) {
-    if (name.ends_with("up_proj.weight") && name.find(".dag.") != std::string::npos) tensor->normal_(0.0, 0.3, generator);
+    if (name.ends_with("up_proj.weight") && name.find(".dag.") != std::string::npos)
+      tensor->normal_(0.0, 0.3, generator);
     if (name.ends_with("norm.weight")) tensor->normal_(1.0, 0.1, generator);
     *tensor = tensor->to(dtype);
   }
@@ -101,7 +102,9 @@ inline std::filesystem::path smollm2_folder() {
   if (const char* folder = std::getenv("DAGMOE_SMOLLM2")) return folder;
   const char* cache = std::getenv("DAGMOE_CACHE");
   const char* home = std::getenv("HOME");
-  const std::filesystem::path base = cache != nullptr ? std::filesystem::path(cache) : std::filesystem::path(home != nullptr ? home : "/") / ".cache/dagmoe";
+  const std::filesystem::path base = cache != nullptr
+                                         ? std::filesystem::path(cache)
+                                         : std::filesystem::path(home != nullptr ? home : "/") / ".cache/dagmoe";
   return base / "models" / "smollm2";
 }
 

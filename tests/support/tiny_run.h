@@ -20,13 +20,15 @@ inline void write_tiny_folder(const std::filesystem::path& folder, bool dense = 
   for (int byte = 0; byte < 256; ++byte) {
     const bool printable = (byte >= 33 && byte <= 126) || (byte >= 161 && byte <= 172) || byte >= 174;
     const int code = printable ? byte : 256 + next++;
-    vocabulary.tokens.push_back(code < 128 ? std::string(1, static_cast<char>(code))
-                                           : std::string{static_cast<char>(0xC0 | (code >> 6)), static_cast<char>(0x80 | (code & 0x3F))});
+    vocabulary.tokens.push_back(
+        code < 128 ? std::string(1, static_cast<char>(code))
+                   : std::string{static_cast<char>(0xC0 | (code >> 6)), static_cast<char>(0x80 | (code & 0x3F))});
   }
   vocabulary.pre_tokenizer = "smollm";
   vocabulary.bos = 1, vocabulary.eos = 2, vocabulary.unk = 0, vocabulary.pad = 2;
   vocabulary.chat_template =
-      "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n'}}{% endfor %}"
+      "{% for message in messages %}{{'<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + "
+      "'\n'}}{% endfor %}"
       "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
   write_tokenizer_files(folder, vocabulary);
 
@@ -46,12 +48,15 @@ inline void write_tiny_folder(const std::filesystem::path& folder, bool dense = 
   for (const auto& [name, tensor] : model.parameters()) {
     std::string on_disk = name;
     if (!dense) {
-      for (const auto& [from, to] : {std::pair{".mlp.gate.", ".block_sparse_moe.gate."}, {".mlp.experts.", ".block_sparse_moe.experts."}}) {
-        if (const auto at = on_disk.find(from); at != std::string::npos) on_disk.replace(at, std::string(from).size(), to);
+      for (const auto& [from, to] :
+           {std::pair{".mlp.gate.", ".block_sparse_moe.gate."}, {".mlp.experts.", ".block_sparse_moe.experts."}}) {
+        if (const auto at = on_disk.find(from); at != std::string::npos)
+          on_disk.replace(at, std::string(from).size(), to);
       }
       if (on_disk.find(".experts.") != std::string::npos) {
         for (const auto& [from, to] : {std::pair{"gate_proj", "w1"}, {"down_proj", "w2"}, {"up_proj", "w3"}}) {
-          if (const auto at = on_disk.find(from); at != std::string::npos) on_disk.replace(at, std::string(from).size(), to);
+          if (const auto at = on_disk.find(from); at != std::string::npos)
+            on_disk.replace(at, std::string(from).size(), to);
         }
       }
     }
@@ -66,16 +71,22 @@ inline void write_tiny_folder(const std::filesystem::path& folder, bool dense = 
 inline void write_records(const std::filesystem::path& file, int count) {
   std::string text;
   for (int i = 0; i < count; ++i) {
-    text += Json{{"instruction", "Say the letter " + std::string(1, static_cast<char>('a' + i % 26))}, {"input", ""}, {"output", "aaaa bbbb " + std::to_string(i % 7)}}.dump() + "\n";
+    text += Json{{"instruction", "Say the letter " + std::string(1, static_cast<char>('a' + i % 26))},
+                 {"input", ""},
+                 {"output", "aaaa bbbb " + std::to_string(i % 7)}}
+                .dump() +
+            "\n";
   }
   write_text(file, text);
 }
 
 inline std::string recipe_text(const std::filesystem::path& root, const std::string& more = "") {
-  return "version: 1\nseed: 3\noutput_dir: " + (root / "run").string() + "\ndtype: float32\nmodel: {path: " + (root / "model").string() +
+  return "version: 1\nseed: 3\noutput_dir: " + (root / "run").string() +
+         "\ndtype: float32\nmodel: {path: " + (root / "model").string() +
          "}\ntrainable: [dag]\ndata:\n  train:\n    - {path: " + (root / "train.jsonl").string() +
          ", format: alpaca, template: chatml}\n  valid:\n    - {path: " + (root / "valid.jsonl").string() +
-         ", format: alpaca, template: chatml}\nbatch: {tokens: 600, micro_batch_tokens: 300}\noptimizer: {lr: 0.02}\n" + more;
+         ", format: alpaca, template: chatml}\nbatch: {tokens: 600, micro_batch_tokens: 300}\noptimizer: {lr: 0.02}\n" +
+         more;
 }
 
 }  // namespace dagmoe::testing

@@ -72,19 +72,21 @@ TEST_CASE("tree: every include follows the layers of tests/include_order.txt", "
     const std::string to = include.path.substr(0, include.path.find('/'));
     const auto from = edges.find(include.folder);
     if (from != edges.end() && from->second.contains(to)) continue;
-    problems += include.file.string() + ":" + std::to_string(include.line) + ": " + include.folder + " must not include " + include.path + "\n";
+    problems += include.file.string() + ":" + std::to_string(include.line) + ": " + include.folder +
+                " must not include " + include.path + "\n";
   }
   INFO(problems);
   REQUIRE(problems.empty());
 }
 
 TEST_CASE("tree: a third-party header appears only in the files that own it", "[tree]") {
-  const std::map<std::string, std::vector<std::string>> owners{{"yaml-cpp/", {"src/base/yaml.cpp"}},
-                                                               {"simdjson", {"src/data/json_lines.cpp", "src/data/tokenizer_json.cpp"}},
-                                                               {"utf8proc", {"src/data/unicode.cpp"}},
-                                                               {"sentencepiece_processor", {"src/data/sentencepiece_tokenizer.cpp"}},
-                                                               {"pcre2.h", {"src/data/byte_bpe_regex.cpp"}},
-                                                               {"CLI/", {"src/cli/"}}};
+  const std::map<std::string, std::vector<std::string>> owners{
+      {"yaml-cpp/", {"src/base/yaml.cpp"}},
+      {"simdjson", {"src/data/json_lines.cpp", "src/data/tokenizer_json.cpp"}},
+      {"utf8proc", {"src/data/unicode.cpp"}},
+      {"sentencepiece_processor", {"src/data/sentencepiece_tokenizer.cpp"}},
+      {"pcre2.h", {"src/data/byte_bpe_regex.cpp"}},
+      {"CLI/", {"src/cli/"}}};
   std::string problems;
   for (const char* top : {"src", "eval"}) {
     for (const auto& entry : fs::recursive_directory_iterator(kRoot / top)) {
@@ -96,7 +98,8 @@ TEST_CASE("tree: a third-party header appears only in the files that own it", "[
         for (const auto& owner : files) owned = owned || file.starts_with(owner);
         if (!owned) problems += file + " must not include <" + header + ">\n";
       }
-      if (text.find("#include <torch/torch.h>") != std::string::npos) problems += file + " must not include <torch/torch.h>\n";
+      if (text.find("#include <torch/torch.h>") != std::string::npos)
+        problems += file + " must not include <torch/torch.h>\n";
     }
   }
   INFO(problems);
