@@ -78,7 +78,7 @@ TEST_CASE("program: damaged files are one line and exit code 3", "[cli]") {
   require_one_line(dagmoe_run(folder, "generate --model " + (folder / "model").string() + " --prompt x"), 3, "F99");
 }
 
-TEST_CASE("program: a misspelt recipe key is exit code 2 and a broken data line 3; nothing is written", "[cli]") {
+TEST_CASE("program: a misspelt recipe key is exit code 2 and a broken data line 3 and nothing is written", "[cli]") {
   const TemporaryFolder folder;
   write_tiny_folder(folder / "model");
   write_records(folder / "train.jsonl", 5);

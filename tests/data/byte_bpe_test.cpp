@@ -131,7 +131,7 @@ TEST_CASE("merges: the heap for long pieces and the scan for short ones agree wi
   }
 }
 
-TEST_CASE("bytes without a token: dropped and counted, neighbours merge; an unknown token takes their place",
+TEST_CASE("bytes without a token: dropped and counted, neighbours merge, an unknown token takes their place",
           "[data]") {
   Document document(Merges{{"a", "b"}});
   document.json.tokens[4].clear();
@@ -150,7 +150,7 @@ TEST_CASE("bytes without a token: dropped and counted, neighbours merge; an unkn
   CHECK(document.make()->encode("!\x04\x04!") == Ids{'!', 257, '!'});
 }
 
-TEST_CASE("added tokens: leftmost, then longest; control tokens only when asked for", "[data]") {
+TEST_CASE("added tokens: leftmost, then longest, control tokens only when asked for", "[data]") {
   Document document;
   const TokenId small = document.add("<|a", {{"special", true}});
   const TokenId large = document.add("<|a|>", {{"special", true}});
@@ -268,11 +268,7 @@ TEST_CASE("normalizer NFC: composed before anything else, added tokens outside o
   document.json.settings["normalizer"] = {{"type", "NFC"}};
   const TokenId token = document.add("e\u0301!", {{"special", true}, {"normalized", false}});
   const auto tokenizer = document.make();
-  try {
-    CHECK(tokenizer->encode("e\u0301") == bytes_as_ids("\u00e9"));
-  } catch (const InputError& error) {
-    DAGMOE_SKIP(error.what());
-  }
+  CHECK(tokenizer->encode("e\u0301") == bytes_as_ids("\u00e9"));
   CHECK(tokenizer->encode("e\u0301!e\u0301") == Ids{token, 0xC3, 0xA9});
   CHECK(tokenizer->encode("\u1112\u1161\u11ab") == bytes_as_ids("\ud55c"));
   CHECK(tokenizer->encode("caf\u00e9") == bytes_as_ids("caf\u00e9"));

@@ -1,6 +1,8 @@
 // Every table this processor supports against the reference table, for float and bfloat16, at sizes around the vector
 // widths.
 #include <ATen/ATen.h>
+#include <sys/mman.h>
+#include <unistd.h>
 
 #include <cmath>
 #include <limits>
@@ -23,15 +25,28 @@ constexpr at::ScalarType kDtype = std::is_same_v<T, float> ? at::kFloat : at::kB
 template <class T>
 constexpr double kRelative = std::is_same_v<T, float> ? kFloatTolerance : kBf16Tolerance;
 
-template <class T>
-at::Tensor random_values(at::IntArrayRef shape, double scale, std::uint64_t seed) {
-  auto generator = at::make_generator<at::CPUGeneratorImpl>(seed);
-  return (at::randn(shape, generator, at::kFloat) * scale).to(kDtype<T>);
+// A copy that ends where a page begins that nobody may touch: a kernel that reads or writes past its end dies.
+at::Tensor guarded(const at::Tensor& tensor) {
+  const auto page = static_cast<std::size_t>(sysconf(_SC_PAGESIZE));
+  const std::size_t bytes = tensor.nbytes(), data_bytes = (bytes + page - 1) / page * page;
+  void* memory = mmap(nullptr, data_bytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  REQUIRE(memory != MAP_FAILED);
+  char* end = static_cast<char*>(memory) + data_bytes;
+  REQUIRE(mprotect(end, page, PROT_NONE) == 0);
+  const auto release = [memory, size = data_bytes + page](void*) { munmap(memory, size); };
+  at::Tensor copy = at::from_blob(end - bytes, tensor.sizes(), release, tensor.options());
+  return copy.copy_(tensor);
 }
-// Values beside which nothing may be read or written: a kernel that runs past its end changes or mixes in a NaN.
+
+template <class T>
+at::Tensor random_values(at::IntArrayRef shape, double scale, std::uint64_t seed, double shift = 0) {
+  auto generator = at::make_generator<at::CPUGeneratorImpl>(seed);
+  return guarded((at::randn(shape, generator, at::kFloat) * scale + shift).to(kDtype<T>));
+}
+// Full of NaN, so that a value nobody wrote shows.
 template <class T>
 at::Tensor empty_values(at::IntArrayRef shape) {
-  return at::full(shape, kNan, at::TensorOptions(kDtype<T>));
+  return guarded(at::full(shape, kNan, at::TensorOptions(kDtype<T>)));
 }
 template <class T>
 T* data(const at::Tensor& tensor) {
@@ -72,7 +87,7 @@ template <class T>
 std::vector<at::Tensor> run_rms_norm_backward(const KernelTable<T>& table, const at::Tensor& x,
                                               const at::Tensor& weight, const at::Tensor& rstd,
                                               const at::Tensor& grad_y) {
-  const at::Tensor grad_x = empty_values<T>(x.sizes()), grad_weight = at::ones_like(weight);
+  const at::Tensor grad_x = empty_values<T>(x.sizes()), grad_weight = guarded(at::ones_like(weight));
   table.rms_norm_backward({.N = x.size(0),
                            .D = x.size(1),
                            .x_ND = data<T>(x),
@@ -86,7 +101,7 @@ std::vector<at::Tensor> run_rms_norm_backward(const KernelTable<T>& table, const
 
 template <class T>
 at::Tensor run_rope(const KernelTable<T>& table, const at::Tensor& x, const at::Tensor& angle, int sign) {
-  const at::Tensor y = empty_values<T>(x.sizes()), cosines = angle.cos(), sines = angle.sin();
+  const at::Tensor y = empty_values<T>(x.sizes()), cosines = guarded(angle.cos()), sines = guarded(angle.sin());
   table.rope({.N = x.size(0),
               .H = x.size(1),
               .d = x.size(2),
@@ -144,7 +159,7 @@ struct CrossEntropyResult {
 template <class T>
 CrossEntropyResult run_cross_entropy(const KernelTable<T>& table, const at::Tensor& logits, const at::Tensor& target,
                                      bool keep_logits, double scale) {
-  const CrossEntropyResult result = {at::full({logits.size(0)}, kNan, at::kDouble), logits.clone()};
+  const CrossEntropyResult result = {at::full({logits.size(0)}, kNan, at::kDouble), guarded(logits)};
   table.cross_entropy({.N = logits.size(0),
                        .V = logits.size(1),
                        .logits_NV = data<T>(result.grad),
@@ -218,7 +233,7 @@ TEMPLATE_TEST_CASE("rope: every table agrees with the reference, also in place",
         const at::Tensor x = random_values<T>({3, 2, 2 * half}, 1, 4), angle = random_values<float>({3, half}, 3, 5);
         const at::Tensor expected = run_rope<T>(reference, x, angle, sign);
         require_as_reference<T>(run_rope<T>(table, x, angle, sign), expected);
-        const at::Tensor y = x.clone(), cosines = angle.cos(), sines = angle.sin();
+        const at::Tensor y = guarded(x), cosines = guarded(angle.cos()), sines = guarded(angle.sin());
         table.rope({.N = 3,
                     .H = 2,
                     .d = 2 * half,
@@ -304,7 +319,7 @@ TEMPLATE_TEST_CASE("cross_entropy: every table agrees with the reference at ever
       for (const double scale : {1.0, 1e-6, 1e4}) {
         INFO("V " << V << ", scale " << scale);
         // All below zero, so that a masked lane read as 0 would be the largest.
-        const at::Tensor logits = random_values<T>({3, V}, scale, 11) - 6 * scale;
+        const at::Tensor logits = random_values<T>({3, V}, scale, 11, -6 * scale);
         const at::Tensor target = at::tensor({std::int64_t{0}, V / 2, V - 1});
         const auto expected = run_cross_entropy<T>(reference, logits, target, false, 0.25);
         const auto actual = run_cross_entropy<T>(table, logits, target, false, 0.25);
