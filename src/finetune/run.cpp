@@ -99,14 +99,17 @@ void report_counters(const std::string& label, const StreamCounters& counters) {
     log_warning(str(label, ": ", counters.bad_records, " bad records were left out (data.max_bad_records allows it)"));
 }
 
-void report_cuts(const std::string& label, const StreamCounters& counters, std::int64_t max_seq_len) {
-  if (counters.truncated > 0) {
-    log_warning(str(label, ": ", counters.truncated, " samples were cut at data.max_seq_len (", max_seq_len,
+// `num_passes`: how often the stream went over its samples for these counts.
+void report_cuts(const std::string& label, const StreamCounters& counters, std::int64_t num_passes,
+                 std::int64_t max_seq_len) {
+  const std::int64_t truncated = counters.truncated / num_passes, skipped = counters.without_target / num_passes;
+  if (truncated > 0) {
+    log_warning(str(label, ": ", truncated, " samples were cut at data.max_seq_len (", max_seq_len,
                     " tokens), so they lost their end token"));
   }
-  if (counters.without_target > 0)
-    log_warning(
-        str(label, ": ", counters.without_target, " samples were skipped: nothing to learn was left after the cut"));
+  if (skipped > 0) {
+    log_warning(str(label, ": ", skipped, " samples were skipped: nothing to learn was left after the cut"));
+  }
 }
 
 // Loss over the last tenth of the run, so that one lucky step does not stand for it.
@@ -205,7 +208,7 @@ RunResult run_finetune(const Recipe& recipe, const RunOptions& options) {
   train_config.aux_loss_coef = recipe.router_aux_loss_coef;
   train_config.z_loss_coef = recipe.router_z_loss_coef;
   train_config.num_steps = recipe.steps ? *recipe.steps : count_steps(train, train_config.batch, *recipe.epochs);
-  report_cuts("train", train.counters(), recipe.data.max_seq_len);
+  if (recipe.epochs) report_cuts("train", train.counters(), *recipe.epochs, recipe.data.max_seq_len);
   log_info(str(with_commas(train_config.num_steps), " steps"));
   RunResult result;
   result.valid_loss_before = result.valid_loss_after = std::numeric_limits<double>::quiet_NaN();
@@ -260,6 +263,8 @@ RunResult run_finetune(const Recipe& recipe, const RunOptions& options) {
     }
   }
   progress.finish(str("loss ", fixed(tail.mean(), 4)));
+  // A run of so many steps never packs its samples beforehand: what was cut is known only now.
+  if (!recipe.epochs) report_cuts("train", train.counters(), 1, recipe.data.max_seq_len);
   result.steps = trainer.num_steps_done();
   result.train_loss = tail.mean();
   result.tokens_per_second = result.seconds > 0 ? static_cast<double>(num_tokens) / result.seconds : 0.0;

@@ -16,7 +16,8 @@ class TableModel : public LanguageModel {
   std::vector<LogLikelihoodRequest> requests;
   std::vector<SampleLossRequest> loss_requests;
 
-  std::vector<LogLikelihood> log_likelihood(std::span<const LogLikelihoodRequest> asked, const ProgressHook& on_progress) override {
+  std::vector<LogLikelihood> log_likelihood(std::span<const LogLikelihoodRequest> asked,
+                                            const ProgressHook& on_progress) override {
     requests.assign(asked.begin(), asked.end());
     std::vector<LogLikelihood> results;
     for (std::size_t i = 0; i < asked.size(); ++i) {
@@ -48,7 +49,9 @@ class TableModel : public LanguageModel {
     return losses;
   }
 
-  std::vector<std::string> generate(std::span<const GenerateRequest> asked) override { return std::vector<std::string>(asked.size()); }
+  std::vector<std::string> generate(std::span<const GenerateRequest> asked) override {
+    return std::vector<std::string>(asked.size());
+  }
 };
 
 }  // namespace dagmoe
