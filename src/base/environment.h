@@ -1,7 +1,6 @@
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
 #include <string>
 
 namespace dagmoe {
@@ -11,7 +10,5 @@ std::string version_text();
 std::string commit_text();
 /// Largest resident memory of this process so far.
 std::int64_t peak_rss_bytes();
-/// Where downloads and shared models live: $DAGMOE_CACHE, else ~/.cache/dagmoe.
-std::filesystem::path cache_folder();
 
 }  // namespace dagmoe

@@ -94,32 +94,7 @@ std::vector<NamedTensor> Decoder::parameters() {
 }
 
 std::vector<std::pair<std::string, std::vector<std::int64_t>>> Decoder::parameter_shapes(const ModelConfig& config) {
-  const auto D = config.hidden_size, V = config.vocab_size, d = config.head_dim;
-  const auto O = config.num_attention_heads * d, KV = config.num_key_value_heads * d;
-  const auto F = config.moe ? config.moe->moe_intermediate_size : config.intermediate_size;
-  const auto E = config.moe ? config.moe->num_experts : 0;
-  const auto G = config.dag ? config.dag->node_size : 0;
-  const auto ends_with = [](const std::string& name, std::string_view end) { return name.ends_with(end); };
-  const auto shape_of = [&](const std::string& name) -> std::vector<std::int64_t> {
-    if (name.find(".mlp.dag.") != std::string::npos) {
-      if (ends_with(name, "norm.weight")) return {D};
-      if (ends_with(name, "down_proj.weight")) return {G, D};
-      if (ends_with(name, "up_proj.weight")) return {D, G};
-      return {G, 2 * G};
-    }
-    if (ends_with(name, "norm.weight")) return {D};
-    if (ends_with(name, "embed_tokens.weight") || name == "lm_head.weight") return {V, D};
-    if (ends_with(name, "q_proj.weight")) return {O, D};
-    if (ends_with(name, "k_proj.weight") || ends_with(name, "v_proj.weight")) return {KV, D};
-    if (ends_with(name, "o_proj.weight")) return {D, O};
-    if (ends_with(name, "mlp.gate.weight")) return {E, D};
-    if (ends_with(name, "down_proj.weight")) return {D, F};
-    return {F, D};
-  };
-  Decoder names_only(config);
-  std::vector<std::pair<std::string, std::vector<std::int64_t>>> shapes;
-  for (const auto& [name, unused] : names_only.parameters()) shapes.emplace_back(name, shape_of(name));
-  return shapes;
+  return dagmoe::parameter_shapes(config);
 }
 
 Decoder::Rope Decoder::rope_tables(const at::Tensor& position_ids_T) const {

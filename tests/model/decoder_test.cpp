@@ -162,3 +162,13 @@ TEST_CASE("decoder: bfloat16 compute stays near float", "[model]") {
   const at::Tensor a = next_token_loss(exact, input), b = next_token_loss(rounded, input);
   REQUIRE(b.item<double>() == Approx(a.item<double>()).epsilon(0.02));
 }
+
+TEST_CASE("decoder: the config's list of parameters has the decoder's names in its order", "[model]") {
+  for (const bool with_dag : {true, false}) {
+    Decoder model = tiny_model(tiny_config(with_dag));
+    const auto parameters = model.parameters();
+    const auto shapes = parameter_shapes(model.config);
+    REQUIRE(parameters.size() == shapes.size());
+    for (std::size_t i = 0; i < shapes.size(); ++i) REQUIRE(parameters[i].name == shapes[i].first);
+  }
+}
