@@ -139,7 +139,7 @@ Decoder load_decoder(const Checkpoint& checkpoint, const LoadOptions& options) {
   model.compute_dtype = options.compute_dtype;
   if (adds_dag) initialize_dag(model, options.seed);
 
-  const auto shapes = Decoder::parameter_shapes(config);
+  const auto shapes = parameter_shapes(config);
   auto parameters = model.parameters();
   const auto statistics = options.compute_dtype == at::kDouble ? at::kDouble : at::kFloat;
   std::vector<std::string> problems;

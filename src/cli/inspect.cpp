@@ -93,7 +93,7 @@ Report inspect_model(const std::filesystem::path& folder, std::string& groups) {
   report.fact("active parameters", with_commas(num_active_parameters(config)));
   report.fact("tokenizer", load_tokenizer(folder)->description());
   report.fact("chat template", chat_format_of(folder) ? "chatml" : "none");
-  groups = group_table(group_rows(config, std::vector<bool>(Decoder::parameter_shapes(config).size(), false)));
+  groups = group_table(group_rows(config, std::vector<bool>(parameter_shapes(config).size(), false)));
   for (const TensorInfo* tensor : checkpoint.tensors())
     report.tensor(tensor->name, dtype_name(tensor->dtype), tensor->shape);
   return report;

@@ -132,7 +132,7 @@ class LossTail {
 
 std::vector<GroupRow> group_rows(const ModelConfig& config, const std::vector<bool>& trainable) {
   std::map<std::string, GroupRow> by_group;
-  const auto shapes = Decoder::parameter_shapes(config);
+  const auto shapes = parameter_shapes(config);
   for (std::size_t i = 0; i < shapes.size(); ++i) {
     std::int64_t count = 1;
     for (const std::int64_t size : shapes[i].second) count *= size;
@@ -176,7 +176,7 @@ RunResult run_finetune(const Recipe& recipe, const RunOptions& options) {
   const ModelConfig config = run_config(recipe, source.config());
   for (const auto& line : settings_without_effect(recipe, config)) log_warning(line);
   std::vector<std::string> names;
-  for (const auto& [name, shape] : Decoder::parameter_shapes(config)) names.push_back(name);
+  for (const auto& [name, shape] : parameter_shapes(config)) names.push_back(name);
   const std::vector<bool> trainable = select_trainable(trainable_rules(recipe), names);
   log_info(group_table(group_rows(config, trainable)));
 

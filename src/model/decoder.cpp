@@ -93,10 +93,6 @@ std::vector<NamedTensor> Decoder::parameters() {
   return named;
 }
 
-std::vector<std::pair<std::string, std::vector<std::int64_t>>> Decoder::parameter_shapes(const ModelConfig& config) {
-  return dagmoe::parameter_shapes(config);
-}
-
 Decoder::Rope Decoder::rope_tables(const at::Tensor& position_ids_T) const {
   const auto d = config.head_dim;
   const auto dtype = statistics_dtype(compute_dtype);
@@ -190,7 +186,7 @@ namespace {
 
 void initialize(Decoder& model, std::uint64_t seed, bool only_dag) {
   at::Generator generator = at::detail::createCPUGenerator(seed);
-  const auto shapes = Decoder::parameter_shapes(model.config);
+  const auto shapes = parameter_shapes(model.config);
   auto parameters = model.parameters();
   for (std::size_t i = 0; i < parameters.size(); ++i) {
     const std::string& name = parameters[i].name;

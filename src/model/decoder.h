@@ -68,9 +68,8 @@ class Decoder {
   at::Tensor embed_tokens_VD, norm_D, lm_head_VD;  ///< lm_head is undefined when tied
   std::vector<DecoderLayer> layers;
 
+  /// In the order of parameter_shapes(config), which says what shape each must have.
   std::vector<NamedTensor> parameters();
-  /// The shape a parameter must have.
-  static std::vector<std::pair<std::string, std::vector<std::int64_t>>> parameter_shapes(const ModelConfig& config);
 
   /// Hidden states of packed sequences. Differentiable with respect to every parameter that requires grad.
   ModelOutput forward(const ModelInput& input) const;

@@ -67,7 +67,7 @@ TEST_CASE("run: only the DAG changes, everything else is bit-identical, and the 
 TEST_CASE("run: the group table has only the DAG as trainable", "[finetune]") {
   const ModelConfig config = tiny_config();
   std::vector<bool> trainable;
-  for (const auto& [name, shape] : Decoder::parameter_shapes(config))
+  for (const auto& [name, shape] : parameter_shapes(config))
     trainable.push_back(name.find(".dag.") != std::string::npos);
   const auto rows = group_rows(config, trainable);
   for (const GroupRow& row : rows) REQUIRE((row.num_trainable > 0) == (row.group == "dag"));
