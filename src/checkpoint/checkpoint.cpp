@@ -5,13 +5,12 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
-#include <set>
+#include <map>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/json.h"
 #include "base/text.h"
-#include "checkpoint/families.h"
 
 namespace dagmoe {
 namespace {
@@ -87,6 +86,8 @@ Checkpoint Checkpoint::open(const std::filesystem::path& folder) {
   checkpoint.folder_ = folder;
   checkpoint.config_ = read_model_config(folder);
   checkpoint.weights_ = std::make_shared<const SafetensorsFolder>(SafetensorsFolder::open(folder));
+  checkpoint.layout_ = find_layout(*checkpoint.weights_);
+  throw_problems(folder, layout_problems(*checkpoint.weights_, checkpoint.config_, checkpoint.layout_));
   return checkpoint;
 }
 
@@ -124,6 +125,29 @@ at::Tensor Checkpoint::tensor(std::string_view disk_name) const {
       address, info.shape, [keep_alive = weights_](void*) {}, options);
 }
 
+namespace {
+
+// One tensor a parameter, over the mapped bytes: slices where several lie in one tensor of the file.
+std::map<std::string, at::Tensor> source_tensors(const Checkpoint& checkpoint) {
+  const auto shapes = parameter_shapes(checkpoint.config());
+  std::map<std::string, at::Tensor> sources;
+  for (const DiskTensor& disk : disk_tensors(checkpoint.config(), checkpoint.layout())) {
+    const at::Tensor tensor = checkpoint.tensor(disk.name);
+    if (disk.parameters.size() == 1) {
+      sources[shapes[disk.parameters[0]].first] = tensor.view(shapes[disk.parameters[0]].second);
+      continue;
+    }
+    const auto count = static_cast<std::int64_t>(disk.parameters.size());
+    for (std::int64_t i = 0; i < count; ++i) {
+      const auto& [name, shape] = shapes[disk.parameters[static_cast<std::size_t>(i)]];
+      sources[name] = tensor.view({count, shape[0], shape[1]})[i];
+    }
+  }
+  return sources;
+}
+
+}  // namespace
+
 Decoder load_decoder(const Checkpoint& checkpoint, const LoadOptions& options) {
   ModelConfig config = checkpoint.config();
   const bool adds_dag = options.add_dag.has_value() && !config.dag;
@@ -139,35 +163,10 @@ Decoder load_decoder(const Checkpoint& checkpoint, const LoadOptions& options) {
   model.compute_dtype = options.compute_dtype;
   if (adds_dag) initialize_dag(model, options.seed);
 
-  const auto shapes = parameter_shapes(config);
-  auto parameters = model.parameters();
+  const auto sources = source_tensors(checkpoint);
   const auto statistics = options.compute_dtype == at::kDouble ? at::kDouble : at::kFloat;
-  std::vector<std::string> problems;
-  std::set<std::string, std::less<>> used;
-  for (std::size_t i = 0; i < parameters.size(); ++i) {
-    auto& [name, tensor] = parameters[i];
-    const std::string on_disk = disk_name(config, name);
-    const TensorInfo* info = checkpoint.find(on_disk);
-    at::Tensor source = *tensor;  // set already when it is part of a new DAG
-    if (!source.defined()) {
-      if (info == nullptr) {
-        problems.push_back(str("tensor '", on_disk, "' is missing; expected shape ", shape_text(shapes[i].second)));
-        continue;
-      }
-      used.insert(on_disk);
-      if (info->shape != shapes[i].second) {
-        problems.push_back(str("tensor '", on_disk, "': found shape ", shape_text(info->shape), ", expected ",
-                               shape_text(shapes[i].second)));
-        continue;
-      }
-      if (info->dtype != DType::kF32 && info->dtype != DType::kBF16 && info->dtype != DType::kF16 &&
-          info->dtype != DType::kF64) {
-        problems.push_back(
-            str("tensor '", on_disk, "': found dtype ", dtype_name(info->dtype), ", expected F32, BF16, F16 or F64"));
-        continue;
-      }
-      source = checkpoint.tensor(on_disk);
-    }
+  for (const auto& [name, tensor] : model.parameters()) {
+    const at::Tensor source = tensor->defined() ? *tensor : sources.at(name);  // a new DAG has its weights already
     const auto frozen_dtype = is_statistics_weight(name) ? statistics : options.compute_dtype;
     if (options.is_trainable && options.is_trainable(name)) {
       *tensor = own_memory(source, statistics).set_requires_grad(true);
@@ -175,19 +174,6 @@ Decoder load_decoder(const Checkpoint& checkpoint, const LoadOptions& options) {
       *tensor = source.scalar_type() == frozen_dtype ? source : source.to(frozen_dtype);
     }
   }
-  // A tied head may be written out as well, as long as it really is the embedding.
-  if (config.tie_word_embeddings && checkpoint.find("lm_head.weight") != nullptr) {
-    const auto head = checkpoint.bytes("lm_head.weight"), embedding = checkpoint.bytes("model.embed_tokens.weight");
-    if (!std::ranges::equal(head, embedding)) {
-      problems.push_back("tensor 'lm_head.weight' differs from the embedding although tie_word_embeddings is true");
-    }
-    used.insert("lm_head.weight");
-  }
-  for (const TensorInfo* info : checkpoint.tensors()) {
-    if (!used.contains(info->name))
-      problems.push_back(str("tensor '", info->name, "' is not expected by model_type '", config.model_type, "'"));
-  }
-  throw_problems(checkpoint.folder(), problems);
   return model;
 }
 
@@ -208,24 +194,48 @@ void copy_side_files(const std::filesystem::path& from, const std::filesystem::p
   }
 }
 
+namespace {
+
+// What config.json of a saved model says: the source's own text while nothing in it changed.
+std::string config_text(const ModelConfig& config, const Checkpoint& source) {
+  if (config == source.config()) return std::string(MappedFile::open(source.folder() / "config.json")->text());
+  return model_config_json(config).dump(2) + "\n";
+}
+
+}  // namespace
+
 void save_model(const std::filesystem::path& folder, Decoder& model, const Checkpoint& source) {
-  write_file_atomically(folder / "config.json", model_config_json(model.config).dump(2) + "\n");
+  write_file_atomically(folder / "config.json", config_text(model.config, source));
+  const DType base_dtype = source.find("model.embed_tokens.weight")->dtype;
+  const auto parameters = model.parameters();
   std::vector<TensorSource> tensors;
-  const TensorInfo* embedding = source.find("model.embed_tokens.weight");
-  const DType base_dtype = embedding != nullptr ? embedding->dtype : DType::kF32;
   auto converted = std::make_shared<at::Tensor>();  // holds one tensor's bytes while they are written
-  for (const auto& [name, tensor] : model.parameters()) {
-    const std::string on_disk = disk_name(model.config, name);
-    const TensorInfo* info = source.find(on_disk);
-    const std::vector<std::int64_t> shape = tensor->sizes().vec();
-    if (info != nullptr && !tensor->requires_grad()) {
-      tensors.push_back({on_disk, info->dtype, shape, [&source, on_disk] { return source.bytes(on_disk); }});
+  for (const DiskTensor& disk : disk_tensors(model.config, source.layout())) {
+    const TensorInfo* info = source.find(disk.name);
+    std::vector<at::Tensor> parts;
+    bool is_frozen = true;
+    for (const std::size_t index : disk.parameters) {
+      parts.push_back(parameters[index].tensor->detach());
+      is_frozen = is_frozen && !parameters[index].tensor->requires_grad();
+    }
+    if (info != nullptr && is_frozen) {
+      tensors.push_back(
+          {disk.name, info->dtype, disk.shape, [&source, name = disk.name] { return source.bytes(name); }});
       continue;
     }
-    const bool is_dag = name.find(".mlp.dag.") != std::string::npos;
+    const bool is_dag = disk.name.find(".mlp.dag.") != std::string::npos;
     const DType dtype = info != nullptr ? info->dtype : is_dag ? DType::kF32 : base_dtype;
-    tensors.push_back({on_disk, dtype, shape, [converted, tensor = *tensor, dtype] {
-                         *converted = tensor.detach().to(at::kCPU).to(scalar_type(dtype)).contiguous();
+    // Frozen experts beside trained ones in one tensor come from the file too.
+    for (std::size_t i = 0; info != nullptr && i < parts.size(); ++i) {
+      if (parameters[disk.parameters[i]].tensor->requires_grad()) continue;
+      const auto shape = parts[i].sizes();
+      parts[i] = source.tensor(disk.name).view(
+          {static_cast<std::int64_t>(parts.size()), shape[0], shape[1]})[static_cast<std::int64_t>(i)];
+    }
+    tensors.push_back({disk.name, dtype, disk.shape, [converted, parts, dtype] {
+                         std::vector<at::Tensor> cast;
+                         for (const at::Tensor& part : parts) cast.push_back(part.to(at::kCPU).to(scalar_type(dtype)));
+                         *converted = cast.size() == 1 ? cast[0].contiguous() : at::cat(cast);
                          return std::span(static_cast<const std::byte*>(converted->const_data_ptr()),
                                           converted->nbytes());
                        }});

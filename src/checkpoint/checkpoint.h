@@ -12,6 +12,7 @@
 #include <string_view>
 #include <vector>
 
+#include "checkpoint/layout.h"
 #include "checkpoint/safetensors.h"
 #include "checkpoint/safetensors_folder.h"
 #include "model/decoder.h"
@@ -24,11 +25,12 @@ DType dtype_of(at::ScalarType type);
 /// A model folder: config.json and weights. Files are mapped; nothing is read before it is used.
 class Checkpoint {
  public:
-  /// Throws InputError for anything missing or damaged.
+  /// Strict: one InputError lists every missing, unexpected and misshaped tensor; another one names what is damaged.
   static Checkpoint open(const std::filesystem::path& folder);
 
   const std::filesystem::path& folder() const noexcept { return folder_; }
   const ModelConfig& config() const noexcept { return config_; }
+  ExpertLayout layout() const noexcept { return layout_; }
   const TensorInfo* find(std::string_view disk_name) const;
   std::vector<const TensorInfo*> tensors() const;  ///< of all files, by name
   /// A tensor over the mapped bytes that keeps the mapping alive; writing to it would crash. Copied only when
@@ -39,6 +41,7 @@ class Checkpoint {
  private:
   std::filesystem::path folder_;
   ModelConfig config_;
+  ExpertLayout layout_ = ExpertLayout::kPerExpert;
   std::shared_ptr<const SafetensorsFolder> weights_;
 };
 
@@ -51,14 +54,15 @@ struct LoadOptions {
   std::uint64_t seed = 0;
 };
 
-/// Strict: one InputError lists every missing, unexpected and misshaped tensor. Frozen weights in the compute dtype
-/// stay in their file; others are converted once. Norms and routers are float whatever the compute dtype is.
+/// Frozen weights in the compute dtype stay in their file; others are converted once. Norms and routers are float
+/// whatever the compute dtype is.
 Decoder load_decoder(const Checkpoint& checkpoint, const LoadOptions& options);
 
 /// Writes config.json, model.safetensors and the source's tokenizer files into `folder`, which must exist
-/// (write_folder_atomically makes it). Weights that do not require grad are copied from the source's bytes, so that
-/// they stay bit-identical; others take the dtype of their namesake in the source, else of its embedding, else (a DAG
-/// that was added) float.
+/// (write_folder_atomically makes it). The layout of the experts is the source's, and so is the text of config.json
+/// when nothing in it changed. Weights that do not require grad are copied from the source's bytes, so that they stay
+/// bit-identical; others take the dtype of their namesake in the source, else of its embedding, else (a DAG that was
+/// added) float.
 void save_model(const std::filesystem::path& folder, Decoder& model, const Checkpoint& source);
 
 /// The tokenizer and generation files of a model folder that are there, copied as they are.

@@ -11,12 +11,12 @@
 #include "base/json.h"
 #include "base/log.h"
 #include "base/text.h"
-#include "checkpoint/families.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/import_source.h"
 #include "checkpoint/safetensors_convert.h"
 #include "checkpoint/safetensors_folder.h"
 #include "data/tokenizer.h"
+#include "model/families.h"
 
 namespace dagmoe {
 namespace {

@@ -81,8 +81,7 @@ void upcycle(const std::filesystem::path& source_folder, const std::filesystem::
     const DecoderLayer& from = source.layers[n];
     DecoderLayer& to = result.layers[n];
     std::tie(to.input_norm_D, to.post_attention_norm_D) = std::tie(from.input_norm_D, from.post_attention_norm_D);
-    std::tie(to.q_proj_OD, to.k_proj_OD, to.v_proj_OD, to.o_proj_DO) =
-        std::tie(from.q_proj_OD, from.k_proj_OD, from.v_proj_OD, from.o_proj_DO);
+    to.attention = from.attention;
     to.router_ED = shared_router_rows(result.config, S, generator);
     const std::int64_t F = result.config.moe->moe_intermediate_size;
     for (std::int64_t e = 0; e < config.num_experts; ++e) {

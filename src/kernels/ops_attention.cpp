@@ -135,6 +135,38 @@ at::Tensor attention_on_gpu(const at::Tensor& q_THd, const at::Tensor& k_THkd, c
   return parts.empty() ? at::zeros_like(q_THd) : at::cat(parts);
 }
 
+// Segments longer than the window, block by block of queries; the mask of one block is all that exists of S x S.
+at::Tensor windowed_attention(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
+                              const std::vector<std::int64_t>& offsets, std::int64_t window) {
+  constexpr std::int64_t kBlock = 512;
+  const auto heads_first = [](const at::Tensor& x_SHd) { return x_SHd.transpose(0, 1).unsqueeze(0); };
+  const auto long_options = q_THd.options().dtype(at::kLong).requires_grad(false);
+  std::vector<at::Tensor> parts;
+  for (std::size_t index = 0; index + 1 < offsets.size(); ++index) {
+    for (std::int64_t begin = offsets[index]; begin < offsets[index + 1]; begin += kBlock) {
+      const std::int64_t size = std::min(kBlock, offsets[index + 1] - begin);
+      const std::int64_t first_key = std::max(offsets[index], begin - window + 1), num_keys = begin + size - first_key;
+      const at::Tensor age = at::arange(begin, begin + size, long_options).unsqueeze(1) -
+                             at::arange(first_key, first_key + num_keys, long_options).unsqueeze(0);
+      const at::Tensor visible = at::logical_and(age >= 0, age < window);
+      const at::Tensor out_1HSd = at::scaled_dot_product_attention(
+          heads_first(rows_of(q_THd, {begin, size})), heads_first(rows_of(k_THkd, {first_key, num_keys})),
+          heads_first(rows_of(v_THkd, {first_key, num_keys})), visible, 0.0, /*is_causal=*/false, std::nullopt,
+          /*enable_gqa=*/q_THd.size(1) != k_THkd.size(1));
+      parts.push_back(out_1HSd.squeeze(0).transpose(0, 1));
+    }
+  }
+  return parts.empty() ? at::zeros_like(q_THd) : at::cat(parts).contiguous();
+}
+
+bool exceeds_window(const std::vector<std::int64_t>& offsets, std::int64_t window) {
+  if (window == 0) return false;
+  for (std::size_t index = 0; index + 1 < offsets.size(); ++index) {
+    if (offsets[index + 1] - offsets[index] > window) return true;
+  }
+  return false;
+}
+
 void check_attention(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
                      const std::vector<std::int64_t>& offsets) {
   require(q_THd.dim() == 3 && k_THkd.dim() == 3 && k_THkd.sizes() == v_THkd.sizes() &&
@@ -153,9 +185,14 @@ at::Tensor with_unit_stride(const at::Tensor& x_THd) { return x_THd.stride(2) ==
 }  // namespace ops
 
 at::Tensor segment_attention(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
-                             const std::vector<std::int64_t>& segment_offsets) {
+                             const std::vector<std::int64_t>& segment_offsets, std::int64_t window) {
   ops::check_attention(q_THd, k_THkd, v_THkd, segment_offsets);
-  if (q_THd.scalar_type() == at::kDouble) return segment_attention_reference(q_THd, k_THkd, v_THkd, segment_offsets);
+  if (q_THd.scalar_type() == at::kDouble) {
+    return segment_attention_reference(q_THd, k_THkd, v_THkd, segment_offsets, window);
+  }
+  if (ops::exceeds_window(segment_offsets, window)) {
+    return ops::windowed_attention(q_THd, k_THkd, v_THkd, segment_offsets, window);
+  }
   if (q_THd.is_cuda()) return ops::attention_on_gpu(q_THd, k_THkd, v_THkd, segment_offsets);
   const at::Tensor q = ops::with_unit_stride(q_THd), k = ops::with_unit_stride(k_THkd),
                    v = ops::with_unit_stride(v_THkd);
@@ -164,7 +201,7 @@ at::Tensor segment_attention(const at::Tensor& q_THd, const at::Tensor& k_THkd, 
 }
 
 at::Tensor segment_attention_reference(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
-                                       const std::vector<std::int64_t>& segment_offsets) {
+                                       const std::vector<std::int64_t>& segment_offsets, std::int64_t window) {
   ops::check_attention(q_THd, k_THkd, v_THkd, segment_offsets);
   const std::int64_t num_tokens = q_THd.size(0), group = q_THd.size(1) / k_THkd.size(1);
   at::Tensor segment_of_T = at::zeros({num_tokens}, at::kLong);
@@ -173,7 +210,8 @@ at::Tensor segment_attention_reference(const at::Tensor& q_THd, const at::Tensor
   }
   segment_of_T = segment_of_T.to(q_THd.device());
   // visible[t, s]: token t may look at token s.
-  const at::Tensor visible_TT = (segment_of_T.unsqueeze(1) == segment_of_T.unsqueeze(0)).tril();
+  at::Tensor visible_TT = (segment_of_T.unsqueeze(1) == segment_of_T.unsqueeze(0)).tril();
+  if (window > 0) visible_TT = visible_TT.triu(1 - window);
   const auto dtype = ops::accumulate_dtype(q_THd.scalar_type());
   const at::Tensor q_HTd = q_THd.to(dtype).transpose(0, 1);
   const at::Tensor k_HTd = k_THkd.to(dtype).repeat_interleave(group, 1).transpose(0, 1);

@@ -36,15 +36,35 @@ at::Tensor expert_ffn(const at::Tensor& x_RD, const Experts& experts, const std:
   return grouped_linear(swiglu(gate_RF, up_RF), cast_all(experts.down_DF, dtype), counts_E);
 }
 
+at::Tensor dense_ffn(const at::Tensor& x_TD, const DecoderLayer& layer) {
+  if (!layer.gate_bias_F.defined()) return expert_ffn(x_TD, layer.experts, {x_TD.size(0)});
+  const auto dtype = x_TD.scalar_type();
+  const auto linear = [dtype](const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
+    return at::linear(x, cast(weight, dtype), cast(bias, dtype));
+  };
+  const at::Tensor gate_TF = linear(x_TD, layer.experts.gate_FD[0], layer.gate_bias_F),
+                   up_TF = linear(x_TD, layer.experts.up_FD[0], layer.up_bias_F);
+  return linear(swiglu(gate_TF, up_TF), layer.experts.down_DF[0], layer.down_bias_D);
+}
+
+at::Tensor shared_ffn(const at::Tensor& x_TD, const DecoderLayer& layer) {
+  const at::Tensor out_TD = expert_ffn(x_TD, layer.shared_expert, {x_TD.size(0)});
+  if (!layer.shared_gate_1D.defined()) return out_TD;
+  return at::sigmoid(at::linear(x_TD, cast(layer.shared_gate_1D, x_TD.scalar_type()))) * out_TD;
+}
+
 // Attention of n new tokens over a cache that already holds `past` tokens and now the new ones too.
 at::Tensor cached_attention(const at::Tensor& q_nHd, const at::Tensor& k_SHkd, const at::Tensor& v_SHkd,
-                            std::int64_t past) {
+                            std::int64_t past, std::int64_t window) {
   const auto n = q_nHd.size(0), S = k_SHkd.size(0), group = q_nHd.size(1) / k_SHkd.size(1);
   const auto heads_first = [](const at::Tensor& x) { return x.transpose(0, 1).unsqueeze(0); };
   const at::Tensor k = heads_first(k_SHkd).repeat_interleave(group, 1),
                    v = heads_first(v_SHkd).repeat_interleave(group, 1);
   std::optional<at::Tensor> mask;
-  if (n > 1) mask = at::ones({n, S}, q_nHd.options().dtype(at::kBool)).tril(past);
+  if (n > 1 || (window > 0 && S > window)) {
+    mask = at::ones({n, S}, q_nHd.options().dtype(at::kBool)).tril(past);
+    if (window > 0) mask = mask->triu(past - window + 1);
+  }
   return at::scaled_dot_product_attention(heads_first(q_nHd), k, v, mask).squeeze(0).transpose(0, 1);
 }
 
@@ -52,35 +72,72 @@ at::Tensor cached_attention(const at::Tensor& q_nHd, const at::Tensor& k_SHkd, c
 
 Decoder::Decoder(const ModelConfig& model_config)
     : config(model_config), layers(static_cast<std::size_t>(model_config.num_hidden_layers)) {
-  for (auto& layer : layers) {
-    const auto E = static_cast<std::size_t>(config.moe ? config.moe->num_experts : 1);
-    layer.experts.gate_FD.resize(E), layer.experts.up_FD.resize(E), layer.experts.down_DF.resize(E);
+  const auto resize = [](Experts& experts, std::int64_t count) {
+    const auto size = static_cast<std::size_t>(count);
+    experts.gate_FD.resize(size), experts.up_FD.resize(size), experts.down_DF.resize(size);
+  };
+  for (std::size_t n = 0; n < layers.size(); ++n) {
+    DecoderLayer& layer = layers[n];
+    layer.is_moe = config.is_moe_layer(static_cast<std::int64_t>(n));
+    resize(layer.experts, layer.is_moe ? config.moe->num_experts : 1);
+    if (!layer.is_moe) continue;
+    if (config.moe->shared_expert_intermediate_size > 0) resize(layer.shared_expert, 1);
     if (config.dag) layer.dag.resize(static_cast<std::size_t>(config.dag->num_iterations));
   }
 }
 
-std::vector<NamedTensor> Decoder::parameters() {
-  std::vector<NamedTensor> named;
-  const auto add = [&named](std::string name, at::Tensor& tensor) { named.push_back({std::move(name), &tensor}); };
-  add("model.embed_tokens.weight", embed_tokens_VD);
-  for (std::size_t n = 0; n < layers.size(); ++n) {
-    DecoderLayer& layer = layers[n];
-    const std::string prefix = str("model.layers.", n, ".");
-    add(prefix + "input_layernorm.weight", layer.input_norm_D);
-    add(prefix + "self_attn.q_proj.weight", layer.q_proj_OD);
-    add(prefix + "self_attn.k_proj.weight", layer.k_proj_OD);
-    add(prefix + "self_attn.v_proj.weight", layer.v_proj_OD);
-    add(prefix + "self_attn.o_proj.weight", layer.o_proj_DO);
-    add(prefix + "post_attention_layernorm.weight", layer.post_attention_norm_D);
-    if (config.moe) add(prefix + "mlp.gate.weight", layer.router_ED);
+namespace {
+
+/// Collects parameters in the order of parameter_shapes(config).
+class ParameterList {
+ public:
+  explicit ParameterList(const ModelConfig& config) : config_(config) {}
+
+  void add(std::string name, at::Tensor& tensor) { named.push_back({std::move(name), &tensor}); }
+  void add_if(bool is_there, std::string name, at::Tensor& tensor) {
+    if (is_there) add(std::move(name), tensor);
+  }
+
+  void add_attention(const std::string& prefix, Attention& attention) {
+    if (config_.mla) return add_latent_attention(prefix, attention);
+    const bool has_norm = config_.qk_norm != QkNorm::kNone;
+    add(prefix + "q_proj.weight", attention.q_proj_OD);
+    add_if(config_.qkv_bias, prefix + "q_proj.bias", attention.q_bias_O);
+    add(prefix + "k_proj.weight", attention.k_proj_OD);
+    add_if(config_.qkv_bias, prefix + "k_proj.bias", attention.k_bias_O);
+    add(prefix + "v_proj.weight", attention.v_proj_OD);
+    add_if(config_.qkv_bias, prefix + "v_proj.bias", attention.v_bias_O);
+    add(prefix + "o_proj.weight", attention.o_proj_DO);
+    add_if(config_.o_bias, prefix + "o_proj.bias", attention.o_bias_D);
+    add_if(has_norm, prefix + "q_norm.weight", attention.q_norm);
+    add_if(has_norm, prefix + "k_norm.weight", attention.k_norm);
+  }
+
+  void add_expert(const std::string& prefix, Experts& experts, std::size_t index) {
+    add(prefix + "gate_proj.weight", experts.gate_FD[index]);
+    add(prefix + "up_proj.weight", experts.up_FD[index]);
+    add(prefix + "down_proj.weight", experts.down_DF[index]);
+  }
+
+  void add_dense(const std::string& prefix, DecoderLayer& layer) {
+    add(prefix + "gate_proj.weight", layer.experts.gate_FD[0]);
+    add_if(config_.mlp_bias, prefix + "gate_proj.bias", layer.gate_bias_F);
+    add(prefix + "up_proj.weight", layer.experts.up_FD[0]);
+    add_if(config_.mlp_bias, prefix + "up_proj.bias", layer.up_bias_F);
+    add(prefix + "down_proj.weight", layer.experts.down_DF[0]);
+    add_if(config_.mlp_bias, prefix + "down_proj.bias", layer.down_bias_D);
+  }
+
+  void add_moe(const std::string& prefix, DecoderLayer& layer) {
+    add(prefix + "gate.weight", layer.router_ED);
     for (std::size_t e = 0; e < layer.experts.gate_FD.size(); ++e) {
-      const std::string expert = config.moe ? str(prefix, "mlp.experts.", e, ".") : prefix + "mlp.";
-      add(expert + "gate_proj.weight", layer.experts.gate_FD[e]);
-      add(expert + "up_proj.weight", layer.experts.up_FD[e]);
-      add(expert + "down_proj.weight", layer.experts.down_DF[e]);
+      add_expert(str(prefix, "experts.", e, "."), layer.experts, e);
     }
+    if (!layer.shared_expert.gate_FD.empty()) add_expert(prefix + "shared_expert.", layer.shared_expert, 0);
+    const bool has_gate = !layer.shared_expert.gate_FD.empty() && config_.moe->shared_expert_gate;
+    add_if(has_gate, prefix + "shared_expert_gate.weight", layer.shared_gate_1D);
     for (std::size_t l = 0; l < layer.dag.size(); ++l) {
-      const std::string step = str(prefix, "mlp.dag.", l, ".");
+      const std::string step = str(prefix, "dag.", l, ".");
       add(step + "norm.weight", layer.dag[l].norm_D);
       add(step + "down_proj.weight", layer.dag[l].down_GD);
       add(step + "edge_proj.weight", layer.dag[l].edge_G2G);
@@ -88,50 +145,73 @@ std::vector<NamedTensor> Decoder::parameters() {
       add(step + "up_proj.weight", layer.dag[l].up_DG);
     }
   }
-  add("model.norm.weight", norm_D);
-  if (!config.tie_word_embeddings) add("lm_head.weight", lm_head_VD);
-  return named;
+
+  std::vector<NamedTensor> named;
+
+ private:
+  void add_latent_attention(const std::string& prefix, Attention& attention) {
+    const bool has_q_latent = config_.mla->q_lora_rank > 0;
+    add_if(!has_q_latent, prefix + "q_proj.weight", attention.q_proj_OD);
+    add_if(has_q_latent, prefix + "q_a_proj.weight", attention.q_a_proj_RD);
+    add_if(has_q_latent, prefix + "q_a_layernorm.weight", attention.q_a_norm_R);
+    add_if(has_q_latent, prefix + "q_b_proj.weight", attention.q_b_proj_OR);
+    add(prefix + "kv_a_proj_with_mqa.weight", attention.kv_a_proj_RD);
+    add(prefix + "kv_a_layernorm.weight", attention.kv_a_norm_R);
+    add(prefix + "kv_b_proj.weight", attention.kv_b_proj_OR);
+    add(prefix + "o_proj.weight", attention.o_proj_DO);
+  }
+
+  const ModelConfig& config_;
+};
+
+}  // namespace
+
+std::vector<NamedTensor> Decoder::parameters() {
+  ParameterList list(config);
+  list.add("model.embed_tokens.weight", embed_tokens_VD);
+  for (std::size_t n = 0; n < layers.size(); ++n) {
+    DecoderLayer& layer = layers[n];
+    const std::string prefix = str("model.layers.", n, ".");
+    list.add(prefix + "input_layernorm.weight", layer.input_norm_D);
+    list.add_attention(prefix + "self_attn.", layer.attention);
+    list.add(prefix + "post_attention_layernorm.weight", layer.post_attention_norm_D);
+    layer.is_moe ? list.add_moe(prefix + "mlp.", layer) : list.add_dense(prefix + "mlp.", layer);
+  }
+  list.add("model.norm.weight", norm_D);
+  if (!config.tie_word_embeddings) list.add("lm_head.weight", lm_head_VD);
+  return std::move(list.named);
 }
 
-Decoder::Rope Decoder::rope_tables(const at::Tensor& position_ids_T) const {
-  const auto d = config.head_dim;
-  const auto dtype = statistics_dtype(compute_dtype);
-  // Inverse frequencies in float, as transformers computes them; the table's dtype follows the activations' statistics.
-  const at::Tensor exponent = at::arange(0, d, 2, position_ids_T.options().dtype(at::kFloat)) / static_cast<double>(d);
-  const at::Tensor inverse_frequency = 1.0 / at::pow(config.rope_theta, exponent);
-  const at::Tensor angle_Td2 = position_ids_T.to(at::kFloat).unsqueeze(1) * inverse_frequency.unsqueeze(0);
-  return {angle_Td2.cos().to(dtype), angle_Td2.sin().to(dtype)};
+RopeTables Decoder::rope_tables_at(const at::Tensor& position_ids_T) const {
+  return rope_tables(config, position_ids_T, statistics_dtype(compute_dtype));
 }
 
 at::Tensor Decoder::feed_forward(const DecoderLayer& layer, const at::Tensor& hidden_TD,
                                  std::vector<Routing>* routing) const {
   const at::Tensor x_TD = rms_norm(hidden_TD, layer.post_attention_norm_D, config.rms_norm_eps);
-  if (!config.moe) return hidden_TD + expert_ffn(x_TD, layer.experts, {x_TD.size(0)});
+  if (!layer.is_moe) return hidden_TD + dense_ffn(x_TD, layer);
 
   Routing routed = route(x_TD, layer.router_ED, *config.moe);
   const RoutedRows rows = route_rows(routed.expert_ids_TK, config.moe->num_experts);
   const at::Tensor out_RD = expert_ffn(gather_routed(x_TD, rows), layer.experts, rows.counts_E);
   CombineInput input{hidden_TD, x_TD, ungather_routed(out_RD, rows), routed.weights_TK};
-  const at::Tensor next_TD =
-      combine_experts(input, layer.dag, config.dag ? &*config.dag : nullptr, config.rms_norm_eps);
+  at::Tensor next_TD = combine_experts(input, layer.dag, config.dag ? &*config.dag : nullptr, config.rms_norm_eps);
+  if (!layer.shared_expert.gate_FD.empty()) next_TD = next_TD + shared_ffn(x_TD, layer);  // outside the DAG
   if (routing != nullptr) routing->push_back(std::move(routed));
   return next_TD;
 }
 
 ModelOutput Decoder::forward(const ModelInput& input) const {
-  const auto T = input.input_ids_T.size(0), d = config.head_dim;
-  const Rope rope = rope_tables(input.position_ids_T);
+  const RopeTables rope = rope_tables_at(input.position_ids_T);
   ModelOutput output;
   at::Tensor hidden_TD = cast(at::embedding(embed_tokens_VD, input.input_ids_T), compute_dtype);
-  for (const DecoderLayer& layer : layers) {
+  for (std::size_t n = 0; n < layers.size(); ++n) {
+    const DecoderLayer& layer = layers[n];
     const at::Tensor x_TD = rms_norm(hidden_TD, layer.input_norm_D, config.rms_norm_eps);
-    const at::Tensor q_THd = dagmoe::rope(at::linear(x_TD, cast(layer.q_proj_OD, compute_dtype)).view({T, -1, d}),
-                                          rope.cos_Td2, rope.sin_Td2);
-    const at::Tensor k_THd = dagmoe::rope(at::linear(x_TD, cast(layer.k_proj_OD, compute_dtype)).view({T, -1, d}),
-                                          rope.cos_Td2, rope.sin_Td2);
-    const at::Tensor v_THd = at::linear(x_TD, cast(layer.v_proj_OD, compute_dtype)).view({T, -1, d});
-    const at::Tensor attended_TO = segment_attention(q_THd, k_THd, v_THd, input.segment_offsets).reshape({T, -1});
-    hidden_TD = hidden_TD + at::linear(attended_TO, cast(layer.o_proj_DO, compute_dtype));
+    const QueryKeyValue qkv = project_qkv(layer.attention, config, x_TD, rope);
+    const at::Tensor attended_THd = segment_attention(qkv.q_THd, qkv.k_THkd, qkv.v_THkd, input.segment_offsets,
+                                                      config.window_of(static_cast<std::int64_t>(n)));
+    hidden_TD = hidden_TD + project_output(layer.attention, config, attended_THd);
     hidden_TD = feed_forward(layer, hidden_TD, &output.routing);
   }
   output.hidden_TD = rms_norm(hidden_TD, norm_D, config.rms_norm_eps);
@@ -143,7 +223,7 @@ KvCache Decoder::make_cache(std::int64_t capacity) const {
   cache.capacity = capacity;
   const auto options = at::TensorOptions(compute_dtype).device(embed_tokens_VD.device());
   for (std::size_t n = 0; n < layers.size(); ++n) {
-    cache.keys.push_back(at::empty({capacity, config.num_key_value_heads, config.head_dim}, options));
+    cache.keys.push_back(at::empty({capacity, config.num_key_value_heads, query_head_dim(config)}, options));
     cache.values.push_back(at::empty_like(cache.keys.back()));
   }
   return cache;
@@ -151,25 +231,22 @@ KvCache Decoder::make_cache(std::int64_t capacity) const {
 
 at::Tensor Decoder::forward_cached(const at::Tensor& input_ids_T, KvCache& cache) const {
   const at::NoGradGuard no_grad;
-  const auto n = input_ids_T.size(0), d = config.head_dim, past = cache.length;
+  const auto n = input_ids_T.size(0), past = cache.length;
   if (past + n > cache.capacity)
     throw InternalError(str("kv cache of ", cache.capacity, " tokens cannot take ", past + n));
-  const Rope rope = rope_tables(at::arange(past, past + n, input_ids_T.options()));
+  const RopeTables rope = rope_tables_at(at::arange(past, past + n, input_ids_T.options()));
   at::Tensor hidden_TD = cast(at::embedding(embed_tokens_VD, input_ids_T), compute_dtype);
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const DecoderLayer& layer = layers[i];
     const at::Tensor x_TD = rms_norm(hidden_TD, layer.input_norm_D, config.rms_norm_eps);
-    const at::Tensor q_THd = dagmoe::rope(at::linear(x_TD, cast(layer.q_proj_OD, compute_dtype)).view({n, -1, d}),
-                                          rope.cos_Td2, rope.sin_Td2);
-    cache.keys[i]
-        .narrow(0, past, n)
-        .copy_(dagmoe::rope(at::linear(x_TD, cast(layer.k_proj_OD, compute_dtype)).view({n, -1, d}), rope.cos_Td2,
-                            rope.sin_Td2));
-    cache.values[i].narrow(0, past, n).copy_(at::linear(x_TD, cast(layer.v_proj_OD, compute_dtype)).view({n, -1, d}));
+    const QueryKeyValue qkv = project_qkv(layer.attention, config, x_TD, rope);
+    cache.keys[i].narrow(0, past, n).copy_(qkv.k_THkd);
+    cache.values[i].narrow(0, past, n).copy_(qkv.v_THkd);
     const at::Tensor keys = cache.keys[i].narrow(0, 0, past + n), values = cache.values[i].narrow(0, 0, past + n);
-    const at::Tensor attended =
-        past == 0 ? segment_attention(q_THd, keys, values, {0, n}) : cached_attention(q_THd, keys, values, past);
-    hidden_TD = hidden_TD + at::linear(attended.reshape({n, -1}), cast(layer.o_proj_DO, compute_dtype));
+    const std::int64_t window = config.window_of(static_cast<std::int64_t>(i));
+    const at::Tensor attended_nHd = past == 0 ? segment_attention(qkv.q_THd, keys, values, {0, n}, window)
+                                              : cached_attention(qkv.q_THd, keys, values, past, window);
+    hidden_TD = hidden_TD + project_output(layer.attention, config, attended_nHd);
     hidden_TD = feed_forward(layer, hidden_TD, nullptr);
   }
   cache.length = past + n;
@@ -195,6 +272,8 @@ void initialize(Decoder& model, std::uint64_t seed, bool only_dag) {
     at::Tensor value = at::empty(shapes[i].second, at::kFloat);
     if (name.ends_with("norm.weight")) {
       value.fill_(1.0);
+    } else if (name.ends_with(".bias")) {
+      value.zero_();
     } else if (is_dag && name.ends_with("up_proj.weight")) {
       value.zero_();
     } else {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "model/attention.h"
 #include "model/combine.h"
 #include "model/config.h"
 #include "model/router.h"
@@ -47,17 +48,22 @@ struct Experts {
 
 struct DecoderLayer {
   at::Tensor input_norm_D, post_attention_norm_D;
-  at::Tensor q_proj_OD, k_proj_OD, v_proj_OD, o_proj_DO;
-  // Dense layers: one "expert". MoE layers: E of them, a router and perhaps a DAG.
+  Attention attention;
+  // Dense layers: one "expert", with biases in some Llamas. MoE layers: E of them and a router, perhaps a shared expert
+  // (with or without its gate) and a DAG.
   Experts experts;
-  at::Tensor router_ED;      ///< undefined in dense layers
+  at::Tensor gate_bias_F, up_bias_F, down_bias_D;
+  bool is_moe = false;
+  at::Tensor router_ED;
+  Experts shared_expert;  ///< none or one
+  at::Tensor shared_gate_1D;
   std::vector<DagStep> dag;  ///< empty: plain weighted sum
 };
 
 /// A Llama-style decoder whose feed-forward layers are dense, mixture-of-experts, or experts combined by a learned DAG
-/// (arXiv:2606.01062). Tensors are plain members; `parameters()` gives their checkpoint names. Weights may be float,
-/// bfloat16 or double; compute happens in `compute_dtype`, to which each weight is cast where it differs (a no-op for
-/// frozen weights that were converted once).
+/// (arXiv:2606.01062); ModelConfig says what its family does otherwise. Tensors are plain members; `parameters()` gives
+/// their checkpoint names. Weights may be float, bfloat16 or double; compute happens in `compute_dtype`, to which each
+/// weight is cast where it differs (a no-op for frozen weights that were converted once).
 class Decoder {
  public:
   /// Declares every parameter, without memory: undefined tensors that a loader or an initializer fills.
@@ -82,10 +88,7 @@ class Decoder {
   at::Tensor output_weight() const;
 
  private:
-  struct Rope {
-    at::Tensor cos_Td2, sin_Td2;
-  };
-  Rope rope_tables(const at::Tensor& position_ids_T) const;
+  RopeTables rope_tables_at(const at::Tensor& position_ids_T) const;
   at::Tensor feed_forward(const DecoderLayer& layer, const at::Tensor& hidden_TD, std::vector<Routing>* routing) const;
 };
 

@@ -1,7 +1,7 @@
 #include "model/decoder.h"
 
-#include "checkpoint/families.h"
 #include "kernels/ops.h"
+#include "model/families.h"
 #include "model/losses.h"
 #include "tests/support/catch.h"
 #include "tests/support/compare.h"
