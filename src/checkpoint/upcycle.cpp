@@ -9,102 +9,173 @@
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/text.h"
+#include "checkpoint/upcycle_experts.h"
 
 namespace dagmoe {
 namespace {
 
-std::int64_t num_shards(const UpcycleConfig& config) {
-  return config.num_shards == 0 ? config.num_experts_per_tok : config.num_shards;
+constexpr std::int64_t kDefaultExperts = 8, kDefaultTopK = 4;
+
+ExpertCounts expert_counts(const UpcycleConfig& config) {
+  ExpertCounts counts;
+  counts.num_experts = config.num_experts.value_or(kDefaultExperts);
+  counts.num_experts_per_tok = config.num_experts_per_tok.value_or(std::min(kDefaultTopK, counts.num_experts));
+  const bool has_shards = config.method == UpcycleMethod::kVirtualGroup;
+  counts.num_shards = has_shards ? config.num_shards.value_or(counts.num_experts_per_tok) : 1;
+  return counts;
 }
 
-void check(const UpcycleConfig& config, const ModelConfig& source, const std::filesystem::path& folder) {
-  if (source.moe) {
-    throw InputError(str(
-        folder.string(), ": model_type '", source.model_type,
-        "' has experts already; upcycling starts from a dense model; add a DAG with model.dag in the recipe instead"));
-  }
+const std::string& method_name(UpcycleMethod method) {
+  return upcycle_method_names()[static_cast<std::size_t>(method)];
+}
+
+void check_counts(const UpcycleConfig& config, const ModelConfig& source) {
   std::vector<std::string> issues;
-  const std::int64_t E = config.num_experts, K = config.num_experts_per_tok, S = num_shards(config);
+  const ExpertCounts counts = expert_counts(config);
+  const std::int64_t E = counts.num_experts, K = counts.num_experts_per_tok, S = counts.num_shards;
   if (K < 1 || K > E) issues.push_back(str("--top-k: found ", K, ", expected between 1 and --experts (", E, ")"));
-  if (S < 1 || E % std::max<std::int64_t>(S, 1) != 0) {
-    issues.push_back(str("--experts: found ", E, ", expected a multiple of the number of shards (", S, ")"));
+  if (config.method == UpcycleMethod::kVirtualGroup) {
+    if (S < 1 || E % std::max<std::int64_t>(S, 1) != 0) {
+      issues.push_back(str("--experts: found ", E, ", expected a multiple of the number of shards (", S, ")"));
+    }
+    if (S >= 1 && K % S != 0) {
+      issues.push_back(str("--top-k: found ", K, ", expected a multiple of the number of shards (", S,
+                           "), so that whole copies are chosen"));
+    }
+    if (S >= 1 && source.intermediate_size % S != 0) {
+      issues.push_back(str("--shards: ", S, " does not divide intermediate_size (", source.intermediate_size, ")"));
+    }
+  } else if (config.num_shards) {
+    issues.push_back(str("--shards: has no effect with --method ", method_name(config.method), "; remove it"));
   }
-  if (S >= 1 && K % S != 0)
-    issues.push_back(str("--top-k: found ", K, ", expected a multiple of the number of shards (", S,
-                         "), so that whole copies are chosen"));
-  if (S >= 1 && source.intermediate_size % S != 0) {
-    issues.push_back(str("--shards: ", S, " does not divide intermediate_size (", source.intermediate_size, ")"));
+  if (config.method == UpcycleMethod::kSpri && K >= 1 && E % K != 0) {
+    issues.push_back(str("--experts: found ", E, ", expected a multiple of --top-k (", K, "), one group a multiple"));
+  }
+  if (!(config.drop_fraction >= 0.0 && config.drop_fraction <= 1.0)) {
+    issues.push_back(str("--drop-fraction: found ", config.drop_fraction, ", expected between 0 and 1"));
   }
   if (!issues.empty()) throw ConfigError(std::move(issues), "");
 }
 
-ModelConfig upcycled_config(const ModelConfig& source, const UpcycleConfig& config) {
+void check_source_with_experts(const UpcycleConfig& config, const ModelConfig& source,
+                               const std::filesystem::path& folder) {
+  if (source.dag) throw InputError(str(folder.string(), ": has a DAG aggregator already"));
+  if (!config.num_experts && !config.num_experts_per_tok && !config.num_shards) return;
+  throw ConfigError({str("--experts, --top-k and --shards: have no effect, ", folder.string(),
+                         " has experts already and only gets the DAG; remove them")},
+                    "");
+}
+
+// The family with experts whose keys can say all that a dense family's can.
+std::string base_with_experts(const ModelConfig& source, const std::filesystem::path& folder) {
+  const auto refuse = [&](const char* what) {
+    return InputError(str(folder.string(), ": ", what, " cannot be expressed by a family with experts"));
+  };
+  if (source.mlp_bias) throw refuse("biases in the feed-forward layers ('mlp_bias')");
+  if (source.qk_norm == QkNorm::kPerHead) {
+    if (!source.full_attention_layers.empty()) throw refuse("a sliding window in some layers only");
+    return "qwen3_moe";
+  }
+  if (source.o_bias) throw refuse("a bias on the output of attention ('attention_bias')");
+  if (source.qkv_bias) {
+    if (source.sliding_window > 0) throw refuse("a sliding window beside biases on q, k and v");
+    return "qwen2_moe";
+  }
+  return "mixtral";
+}
+
+ModelConfig config_with_experts(const ModelConfig& source, const UpcycleConfig& config,
+                                const std::filesystem::path& folder) {
+  const ExpertCounts counts = expert_counts(config);
   ModelConfig result = source;
   result.model_type = "dagmoe";
-  result.base_model_type = "mixtral";
+  result.dag = config.dag;
+  result.base_model_type = base_with_experts(source, folder);
   MoeConfig moe;
-  moe.num_experts = config.num_experts;
-  moe.num_experts_per_tok = config.num_experts_per_tok;
-  moe.moe_intermediate_size = source.intermediate_size / num_shards(config);
+  moe.num_experts = counts.num_experts;
+  moe.num_experts_per_tok = counts.num_experts_per_tok;
+  moe.moe_intermediate_size = source.intermediate_size / counts.num_shards;
   moe.router_score = RouterScore::kSoftmax;
   moe.norm_topk_prob = true;
+  if (config.method == UpcycleMethod::kSpri) moe.shared_expert_intermediate_size = source.intermediate_size;
   result.moe = moe;
-  result.intermediate_size = moe.moe_intermediate_size;  // Mixtral's key for the width of one expert
-  result.dag = config.dag;
+  // Mixtral's key for the width of one expert; Qwen's families have a key of their own for it.
+  if (result.base_model_type == "mixtral") result.intermediate_size = moe.moe_intermediate_size;
   return result;
 }
 
-// The rows of one copy's shards are the same row, so their logits tie and the top K picks whole copies.
-at::Tensor shared_router_rows(const ModelConfig& config, std::int64_t shards, at::Generator& generator) {
-  const std::int64_t copies = config.moe->num_experts / shards;
-  const at::Tensor rows =
-      at::empty({copies, config.hidden_size}, at::kFloat).normal_(0.0, config.initializer_range, generator);
-  return rows.repeat_interleave(shards, 0).contiguous();
+Json manifest_of(const UpcycleConfig& config, const ModelConfig& source, const std::filesystem::path& folder) {
+  Json manifest = {{"source", folder.filename().string()}, {"seed", config.seed}, {"layers", source.num_hidden_layers}};
+  if (source.moe) {
+    manifest["method"] = "dag_only";
+    return manifest;
+  }
+  const ExpertCounts counts = expert_counts(config);
+  manifest["method"] = method_name(config.method);
+  manifest["num_experts"] = counts.num_experts;
+  manifest["num_experts_per_tok"] = counts.num_experts_per_tok;
+  if (config.method == UpcycleMethod::kVirtualGroup) {
+    manifest["num_copies"] = counts.num_experts / counts.num_shards;
+    manifest["num_shards"] = counts.num_shards;
+    manifest["down_proj_factor"] = counts.num_shards;
+    manifest["router_rows"] = "shared by the shards of a copy";
+  }
+  if (config.method == UpcycleMethod::kCopyNoise) manifest["noise_std"] = config.noise_std;
+  if (config.method == UpcycleMethod::kDrop) {
+    manifest["drop_fraction"] = config.drop_fraction;
+    manifest["drop_shared_set"] = config.drop_shared_set;
+  }
+  return manifest;
 }
 
-}  // namespace
-
-void upcycle(const std::filesystem::path& source_folder, const std::filesystem::path& output,
-             const UpcycleConfig& config) {
-  const Checkpoint checkpoint = Checkpoint::open(source_folder);
-  check(config, checkpoint.config(), source_folder);
-  const Decoder source = load_decoder(checkpoint, {});
-  const std::int64_t S = num_shards(config);
-
-  Decoder result(upcycled_config(checkpoint.config(), config));
+// Everything but the feed-forward layers stays what it is.
+Decoder with_experts(const Decoder& source, const ModelConfig& model_config, const UpcycleConfig& config) {
+  Decoder result(model_config);
   initialize_dag(result, config.seed);
   at::Generator generator = at::detail::createCPUGenerator(config.seed + 1);
   result.embed_tokens_VD = source.embed_tokens_VD;
   result.norm_D = source.norm_D;
   result.lm_head_VD = source.lm_head_VD;
+  ExpertCounts counts = expert_counts(config);
+  counts.router_std = model_config.initializer_range;
   for (std::size_t n = 0; n < source.layers.size(); ++n) {
     const DecoderLayer& from = source.layers[n];
     DecoderLayer& to = result.layers[n];
     std::tie(to.input_norm_D, to.post_attention_norm_D) = std::tie(from.input_norm_D, from.post_attention_norm_D);
     to.attention = from.attention;
-    to.router_ED = shared_router_rows(result.config, S, generator);
-    const std::int64_t F = result.config.moe->moe_intermediate_size;
-    for (std::int64_t e = 0; e < config.num_experts; ++e) {
-      const auto index = static_cast<std::size_t>(e);
-      const std::int64_t begin = (e % S) * F;  // expert c * S + s holds shard s of copy c
-      to.experts.gate_FD[index] = from.experts.gate_FD[0].narrow(0, begin, F);
-      to.experts.up_FD[index] = from.experts.up_FD[0].narrow(0, begin, F);
-      to.experts.down_DF[index] = from.experts.down_DF[0].narrow(1, begin, F) * static_cast<double>(S);
-    }
+    make_experts(config, counts, from, generator, to);
   }
+  return result;
+}
 
-  const Json manifest = {{"method", "virtual_group"},
-                         {"source", source_folder.filename().string()},
-                         {"num_experts", config.num_experts},
-                         {"num_experts_per_tok", config.num_experts_per_tok},
-                         {"num_copies", config.num_experts / S},
-                         {"num_shards", S},
-                         {"down_proj_factor", S},
-                         {"router_rows", "shared by the shards of a copy"},
-                         {"seed", config.seed},
-                         {"layers", checkpoint.config().num_hidden_layers}};
+}  // namespace
+
+const std::vector<std::string>& upcycle_method_names() {
+  static const std::vector<std::string> names = {"copy", "copy_noise", "drop", "virtual_group", "spri"};
+  return names;
+}
+
+bool is_exact(const UpcycleConfig& config, bool source_has_experts) {
+  if (config.dag.node_residual == NodeResidual::kNormedInput) return false;
+  return source_has_experts || config.method == UpcycleMethod::kCopy || config.method == UpcycleMethod::kVirtualGroup;
+}
+
+void upcycle(const std::filesystem::path& source_folder, const std::filesystem::path& output,
+             const UpcycleConfig& config) {
+  const at::NoGradGuard no_grad;
+  const Checkpoint checkpoint = Checkpoint::open(source_folder);
+  const ModelConfig& source_config = checkpoint.config();
+  if (source_config.moe) {
+    check_source_with_experts(config, source_config, source_folder);
+  } else {
+    check_counts(config, source_config);
+  }
+  Decoder result = source_config.moe ? load_decoder(checkpoint, {.add_dag = config.dag, .seed = config.seed})
+                                     : with_experts(load_decoder(checkpoint, {}),
+                                                    config_with_experts(source_config, config, source_folder), config);
   write_folder_atomically(output, {.replace = config.force}, [&](const std::filesystem::path& folder) {
     save_model(folder, result, checkpoint);
+    const Json manifest = manifest_of(config, source_config, source_folder);
     write_file_atomically(folder / "upcycle.json", manifest.dump(2) + "\n");
   });
 }

@@ -1,6 +1,7 @@
 #include "checkpoint/upcycle.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <array>
 #include <cstdio>
 #include <iostream>
@@ -43,11 +44,14 @@ constexpr std::string_view kSampleText =
 constexpr double kExactTolerance = 1e-4;
 
 int upcycle_command(const UpcycleFlags& flags) {
-  if (flags.method != "virtual_group") {
-    throw ConfigError(str("--method: found '", flags.method, "', expected virtual_group",
-                          did_you_mean(flags.method, {"virtual_group"})));
+  const auto& methods = upcycle_method_names();
+  const auto method = std::find(methods.begin(), methods.end(), flags.method);
+  if (method == methods.end()) {
+    throw ConfigError(str("--method: found '", flags.method, "'", did_you_mean(flags.method, methods)));
   }
-  upcycle(flags.source, flags.output, flags.config);
+  UpcycleConfig upcycle_config = flags.config;
+  upcycle_config.method = static_cast<UpcycleMethod>(method - methods.begin());
+  upcycle(flags.source, flags.output, upcycle_config);
   const ModelSession dense = open_model(flags.source, at::kFloat), sparse = open_model(flags.output, at::kFloat);
   const std::string text =
       flags.text_file.empty() ? std::string(kSampleText) : std::string(MappedFile::open(flags.text_file)->text());
@@ -82,10 +86,8 @@ int upcycle_command(const UpcycleFlags& flags) {
                             {"dtype", "float32"}};
   write_file_atomically(manifest_path, manifest.dump(2) + "\n");
 
-  const bool exact = flags.config.dag.node_residual != NodeResidual::kNormedInput;
-  if (!exact)
-    log_warning(
-        "dag.node_residual normed_input adds the normed input once more, so step 0 differs from the source by design");
+  const bool exact = is_exact(upcycle_config, dense.checkpoint.config().moe.has_value());
+  if (!exact) log_warning("step 0 differs from the source by design");
   if (exact && !(comparison.max_logit_difference <= kExactTolerance * comparison.max_logit)) {
     throw NumericsError(str(flags.output, ": differs from its source by ", scientific(comparison.max_logit_difference),
                             ", expected at most ", scientific(kExactTolerance * comparison.max_logit),
@@ -98,19 +100,29 @@ int upcycle_command(const UpcycleFlags& flags) {
 
 void register_upcycle(CLI::App& app, RunCommand& run) {
   auto flags = std::make_shared<UpcycleFlags>();
-  CLI::App* command =
-      app.add_subcommand("upcycle", "dense model -> DAG-MoE that computes the same function, with a step-0 comparison");
-  command->add_option("--source", flags->source, "dense model folder")->required();
+  CLI::App* command = app.add_subcommand(
+      "upcycle",
+      "dense model, or one with experts -> DAG-MoE, with a step-0 comparison; exact methods compute the "
+      "source's function");
+  command->add_option("--source", flags->source, "model folder")->required();
   command->add_option("--output", flags->output, "folder to write")->required();
-  command->add_option("--method", flags->method, "how experts are made")->capture_default_str();
-  command->add_option("--experts", flags->config.num_experts, "number of experts, copies x shards")
+  command->add_option("--method", flags->method, "how experts are made: " + join(upcycle_method_names(), ", "))
+      ->capture_default_str();
+  command->add_option("--experts", flags->config.num_experts, "number of experts, copies x shards (default: 8)")
+      ->check(CLI::Range(1, 16384));
+  command->add_option("--top-k", flags->config.num_experts_per_tok, "experts per token (default: 4)")
+      ->check(CLI::Range(1, 16384));
+  command
+      ->add_option("--shards", flags->config.num_shards,
+                   "virtual_group: shards of the feed-forward network (default: --top-k)")
+      ->check(CLI::Range(1, 16384));
+  command->add_option("--noise-std", flags->config.noise_std, "copy_noise: of what is added")
       ->capture_default_str()
-      ->check(CLI::Range(1, 65536));
-  command->add_option("--top-k", flags->config.num_experts_per_tok, "experts per token, a multiple of the shards")
-      ->capture_default_str()
-      ->check(CLI::Range(1, 65536));
-  command->add_option("--shards", flags->config.num_shards, "shards of the feed-forward network (default: --top-k)")
-      ->check(CLI::Range(1, 65536));
+      ->check(CLI::Range(0.0, 1e3));
+  command->add_option("--drop-fraction", flags->config.drop_fraction, "drop: share of hidden units drawn anew")
+      ->capture_default_str();
+  command->add_flag("--drop-shared-set", flags->config.drop_shared_set,
+                    "drop: the same hidden units in gate, up and down");
   command->add_option("--dag-iterations", flags->config.dag.num_iterations, "L, iterations of the aggregator")
       ->capture_default_str()
       ->check(CLI::Range(1, 64));

@@ -1,5 +1,9 @@
 #include "checkpoint/upcycle.h"
 
+#include <ATen/ops/linalg_svd.h>
+
+#include <algorithm>
+
 #include "base/error.h"
 #include "tests/support/catch.h"
 #include "tests/support/compare.h"
@@ -26,7 +30,8 @@ TEST_CASE("upcycle: the result computes the dense model's function", "[checkpoin
   for (const auto& [experts, top_k, shards] :
        {std::tuple<int, int, int>{8, 4, 0}, {4, 2, 0}, {8, 4, 2}, {3, 1, 0}, {4, 4, 4}}) {
     INFO(experts << " experts, top " << top_k << ", " << shards << " shards");
-    UpcycleConfig config{.num_experts = experts, .num_experts_per_tok = top_k, .num_shards = shards, .force = true};
+    UpcycleConfig config{.num_experts = experts, .num_experts_per_tok = top_k, .force = true};
+    if (shards > 0) config.num_shards = shards;
     upcycle(folder / "dense", folder / "moe", config);
     const Comparison comparison = compare_models(load(folder / "dense"), load(folder / "moe"), some_tokens());
     REQUIRE(comparison.max_logit_difference <= 1e-5 * comparison.max_logit);
@@ -61,8 +66,118 @@ TEST_CASE("upcycle: numbers that do not fit together are all reported", "[checkp
   REQUIRE_FALSE(std::filesystem::exists(folder / "moe"));
 }
 
-TEST_CASE("upcycle: a model with experts is refused", "[checkpoint]") {
+TEST_CASE("upcycle: a model that has an aggregator already is refused", "[checkpoint]") {
   const TemporaryFolder folder;
   write_tiny_folder(folder / "moe");
-  REQUIRE_THROWS_WITH(upcycle(folder / "moe", folder / "again", {}), Catch::Contains("has experts already"));
+  REQUIRE_THROWS_WITH(upcycle(folder / "moe", folder / "again", {}), Catch::Contains("has a DAG aggregator already"));
+}
+
+namespace {
+
+// A family's golden folder, which has no tokenizer; experts and DAG are added to it.
+Comparison upcycled_family(const TemporaryFolder& folder, const std::string& family, UpcycleConfig config) {
+  config.force = true;
+  config.dag.node_size = 4;
+  upcycle(golden("families/" + family), folder / "moe", config);
+  std::vector<TokenId> tokens;
+  for (int i = 0; i < 60; ++i) tokens.push_back((i * 17 + 5) % 41);
+  return compare_models(load(golden("families/" + family)), load(folder / "moe"), tokens);
+}
+
+}  // namespace
+
+TEST_CASE("upcycle: exact methods are exact for every dense family", "[checkpoint]") {
+  const TemporaryFolder folder;
+  for (const std::string family : {"llama_linear", "llama_llama3", "llama_yarn", "mistral", "qwen2", "qwen3"}) {
+    for (const UpcycleMethod method : {UpcycleMethod::kVirtualGroup, UpcycleMethod::kCopy}) {
+      INFO(family << ", " << upcycle_method_names()[static_cast<std::size_t>(method)]);
+      const Comparison comparison = upcycled_family(folder, family, {.method = method});
+      REQUIRE(comparison.max_logit_difference <= 1e-5 * comparison.max_logit);
+    }
+  }
+}
+
+TEST_CASE("upcycle: spri begins near the dense model, drop and copy_noise farther away", "[checkpoint]") {
+  const TemporaryFolder folder;
+  for (const std::string family : {"mistral", "qwen2", "qwen3"}) {
+    INFO(family);
+    const Comparison spri = upcycled_family(folder, family, {.method = UpcycleMethod::kSpri});
+    REQUIRE(spri.max_logit_difference > 0.0);
+    REQUIRE(spri.max_logit_difference <= 0.02 * spri.max_logit);
+    const Comparison noise = upcycled_family(folder, family, {.method = UpcycleMethod::kCopyNoise});
+    const Comparison drop = upcycled_family(folder, family, {.method = UpcycleMethod::kDrop});
+    REQUIRE(noise.kl_per_token > 0.0);
+    REQUIRE(drop.kl_per_token > noise.kl_per_token);
+  }
+}
+
+TEST_CASE("upcycle: drop keeps the other half of each matrix's hidden units and draws the rest", "[checkpoint]") {
+  const TemporaryFolder folder;
+  for (const bool shared : {false, true}) {
+    upcycled_family(folder, "mistral", {.method = UpcycleMethod::kDrop, .drop_shared_set = shared});
+    const Decoder dense = load(golden("families/mistral")), moe = load(folder / "moe");
+    const auto kept = [](const at::Tensor& expert_FD, const at::Tensor& dense_FD) {
+      // [F, F]: is unit i of the expert unit j of the dense network?
+      return (expert_FD.unsqueeze(1) == dense_FD.unsqueeze(0)).all(2);
+    };
+    const auto& from = dense.layers[0].experts;
+    const auto& to = moe.layers[0].experts;
+    for (std::size_t e = 0; e < to.gate_FD.size(); ++e) {
+      const at::Tensor gate = kept(to.gate_FD[e], from.gate_FD[0]), up = kept(to.up_FD[e], from.up_FD[0]),
+                       down = kept(to.down_DF[e].t(), from.down_DF[0].t());
+      for (const at::Tensor& matrix : {gate, up, down}) REQUIRE(matrix.sum().item<std::int64_t>() == 10);  // F = 20
+      // One permutation for the three: units kept in two of them come from the same place.
+      const at::Tensor both = at::logical_and(gate.any(1), up.any(1)).unsqueeze(1);
+      REQUIRE(at::equal(at::logical_and(gate, both), at::logical_and(up, both)));
+      REQUIRE(at::equal(gate, up) == shared);
+    }
+  }
+}
+
+TEST_CASE("upcycle: spri's routed W_down are blocks of singular directions of the given size", "[checkpoint]") {
+  const TemporaryFolder folder;
+  upcycled_family(folder, "mistral", {.method = UpcycleMethod::kSpri, .num_experts = 4, .num_experts_per_tok = 2});
+  const Decoder dense = load(golden("families/mistral")), moe = load(folder / "moe");
+  const at::Tensor down = dense.layers[1].experts.down_DF[0];
+  const auto [U, s, Vh] = at::linalg_svd(down, false);
+  REQUIRE(at::equal(moe.layers[1].shared_expert.down_DF[0], down));
+  for (std::size_t e = 0; e < 4; ++e) {
+    const at::Tensor& expert = moe.layers[1].experts.down_DF[e];
+    REQUIRE(expert.norm().item<double>() == Approx(1e-3 * down.norm().item<double>()).epsilon(0.01));
+    const std::int64_t begin = e < 2 ? 0 : 8;  // rank 16, two groups
+    const at::Tensor inside = at::matmul(U.narrow(1, begin, 8).t(), expert);
+    REQUIRE(inside.norm().item<double>() == Approx(expert.norm().item<double>()).epsilon(0.01));
+    REQUIRE(at::equal(moe.layers[1].experts.up_FD[e], dense.layers[1].experts.up_FD[0]));
+  }
+  REQUIRE_FALSE(at::equal(moe.layers[1].experts.down_DF[0], moe.layers[1].experts.down_DF[1]));
+}
+
+TEST_CASE("upcycle: a model with experts of any family keeps them and gets the DAG", "[checkpoint]") {
+  const TemporaryFolder folder;
+  for (const std::string family : {"mixtral", "mixtral_fused", "olmoe", "qwen2_moe", "qwen3_moe_raw", "deepseek_v2"}) {
+    INFO(family);
+    const Comparison comparison = upcycled_family(folder, family, {});
+    REQUIRE(comparison.max_logit_difference == 0.0);
+    const Checkpoint source = Checkpoint::open(golden("families/" + family)), result = Checkpoint::open(folder / "moe");
+    for (const TensorInfo* info : source.tensors()) {
+      REQUIRE(std::ranges::equal(source.bytes(info->name), result.bytes(info->name)));
+    }
+    REQUIRE(result.config().base_model_type == source.config().model_type);
+  }
+}
+
+TEST_CASE("upcycle: settings that have no effect, and sources that no family can express, are refused",
+          "[checkpoint]") {
+  const TemporaryFolder folder;
+  const auto run = [&](const std::string& family, const UpcycleConfig& config) {
+    upcycle(golden("families/" + family), folder / "moe", config);
+  };
+  REQUIRE_THROWS_WITH(run("mixtral", {.num_experts = 4}), Catch::Contains("has experts already and only gets the DAG"));
+  REQUIRE_THROWS_WITH(run("mistral", {.method = UpcycleMethod::kCopy, .num_shards = 2}),
+                      Catch::Contains("--shards: has no effect with --method copy"));
+  REQUIRE_THROWS_WITH(run("mistral", {.method = UpcycleMethod::kSpri, .num_experts = 5, .num_experts_per_tok = 2}),
+                      Catch::Contains("--experts: found 5, expected a multiple of --top-k (2)"));
+  REQUIRE_THROWS_WITH(run("llama_bias", {}), Catch::Contains("'mlp_bias') cannot be expressed"));
+  REQUIRE_THROWS_WITH(run("qwen2_window", {}), Catch::Contains("a sliding window beside biases"));
+  REQUIRE_FALSE(std::filesystem::exists(folder / "moe"));
 }

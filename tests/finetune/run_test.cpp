@@ -6,7 +6,7 @@
 #include <thread>
 
 #include "base/error.h"
-#include "checkpoint/families.h"
+#include "model/families.h"
 #include "finetune/run_folder.h"
 #include "finetune/trainer.h"
 #include "kernels/ops.h"

@@ -27,11 +27,11 @@ Inputs random_inputs(std::int64_t num_tokens, std::int64_t H, std::int64_t Hk, s
 // Output, then the gradients of q, k and v.
 template <class Attention>
 std::vector<at::Tensor> run(Attention attention, const Inputs& inputs, at::ScalarType dtype,
-                            const std::vector<std::int64_t>& offsets) {
+                            const std::vector<std::int64_t>& offsets, std::int64_t window = 0) {
   std::vector<at::Tensor> in;
   for (const at::Tensor& tensor : {inputs.q, inputs.k, inputs.v})
     in.push_back(tensor.to(dtype).clone().set_requires_grad(true));
-  const at::Tensor out = attention(in[0], in[1], in[2], offsets);
+  const at::Tensor out = attention(in[0], in[1], in[2], offsets, window);
   auto results = torch::autograd::grad({out}, in, {inputs.factors.to(dtype)});
   results.insert(results.begin(), out.detach());
   return results;
@@ -70,6 +70,21 @@ TEST_CASE("segment_attention: float equals the reference in double, output and g
       }
     }
   }
+}
+
+TEST_CASE("segment_attention: a window hides all but the last tokens, in long segments and short ones", "[kernels]") {
+  const std::vector<std::int64_t> offsets = {0, 7, 1100, 1150};  // longer than a block of queries, and shorter
+  const Inputs in = random_inputs(1150, 4, 2, 8, at::kFloat);
+  for (const std::int64_t window : {1, 50, 700, 5000}) {
+    INFO("window " << window);
+    const auto actual = run(segment_attention, in, at::kFloat, offsets, window);
+    const auto expected = run(segment_attention_reference, in, at::kDouble, offsets, window);
+    for (std::size_t i = 0; i < actual.size(); ++i) {
+      INFO("result " << i << " of output, grad q, grad k, grad v");
+      require_close(actual[i], expected[i], kFloatTolerance, kFloatTolerance);
+    }
+  }
+  require_equal(segment_attention(in.q, in.k, in.v, offsets, 1), in.v.repeat_interleave(2, 1));
 }
 
 TEST_CASE("segment_attention: bfloat16 is near the reference in double, output and gradients", "[kernels]") {
