@@ -9,7 +9,7 @@ usage: check_export.py FOLDER [--reference EXPECTED] [--add-code] [--prompt TEXT
 
 Checked without a reference too: nothing missing, unexpected or mismatched when the folder loads and no warning;
 `generate` equals an argmax loop without a cache; one backward is finite; save_pretrained writes the same names and
-bytes, and code that loads again; bfloat16 loads and stays near.
+values, and code that loads again; bfloat16 loads and gives finite logits.
 """
 
 import argparse
@@ -100,8 +100,13 @@ def check_generate(model, prompt, count):
     for _ in range(count):
         ids = torch.cat([ids, logits_of(model, ids)[-1].argmax()[None]])
     model.generation_config.eos_token_id = None
-    made = model.generate(prompt[None], attention_mask=torch.ones_like(prompt)[None], max_new_tokens=count,
-                          do_sample=False, pad_token_id=0)[0]  # fmt: skip
+    made = model.generate(
+        prompt[None],
+        attention_mask=torch.ones_like(prompt)[None],
+        max_new_tokens=count,
+        do_sample=False,
+        pad_token_id=0,
+    )[0]
     report("generate equals the loop without a cache", made[len(prompt) :].tolist(), torch.equal(made, ids))
     return made[len(prompt) :]
 
@@ -144,9 +149,11 @@ def compare(model, reference, loss, grads, generated):
             ours = torch.zeros_like(theirs) if grads[name] is None else grads[name]
             scale = max(theirs.abs().max().item(), 1e-6)
             worst = max(worst, ((ours - theirs).abs().max().item() / scale, name))
+    missing = sorted(n for n in grads if count and "grad." + n not in reference)
+    report("parameters without a reference gradient", missing or "none", not missing)
     if count:
-        report(f"largest relative difference of {count} gradients", f"{worst[0]:.2e} {worst[1]}",
-               worst[0] <= GRADIENT_TOLERANCE)  # fmt: skip
+        what = f"largest relative difference of {count} gradients"
+        report(what, f"{worst[0]:.2e} {worst[1]}", worst[0] <= GRADIENT_TOLERANCE)
     if "greedy" in reference:
         report("greedy continuation", generated.tolist(), generated.tolist() == reference["greedy"].tolist())
 
@@ -174,15 +181,16 @@ def main():
     with tempfile.TemporaryDirectory() as temporary:
         folder = with_code(arguments.folder, temporary) if arguments.add_code else arguments.folder
         model = load(folder, torch.float32)
-        report("class", f"{type(model).__module__.split('.')[-1]}.{type(model).__name__}, base "
-               f"{model.config.base_model_type}, {model.num_parameters():,} parameters")  # fmt: skip
+        code = f"{type(model).__module__.split('.')[-1]}.{type(model).__name__}"
+        report("class", f"{code}, base {model.config.base_model_type}, {model.num_parameters():,} parameters")
         reference = {}
         if arguments.reference:
             with safe_open(arguments.reference, "pt") as file:
                 reference = {key: file.get_tensor(key) for key in file.keys()}
         gen = torch.Generator().manual_seed(0)
         ids = reference.get("ids_a", torch.randint(3, model.config.vocab_size, (32,), generator=gen)).long()
-        generated = check_generate(model, reference.get("prompt", ids[:5]).long(), len(reference.get("greedy", [0] * 8)))
+        prompt, count = reference.get("prompt", ids[:5]).long(), len(reference.get("greedy", range(8)))
+        generated = check_generate(model, prompt, count)
         loss, grads = check_backward(model, ids)
         if reference:
             compare(model, reference, loss, grads, generated)
@@ -190,10 +198,11 @@ def main():
         low = logits_of(load(folder, torch.bfloat16), ids)
         high = logits_of(model, ids)
         agreement = (low.argmax(-1) == high.argmax(-1)).float().mean().item()
-        report("bfloat16", f"largest difference of logits {(low - high).abs().max():.3f} of {high.abs().max():.1f}, "
-               f"same best token at {agreement:.0%}", bool(low.isfinite().all()))  # fmt: skip
+        difference = f"{(low - high).abs().max():.3f} of {high.abs().max():.1f}"
+        finite = bool(low.isfinite().all())
+        report("bfloat16, difference of logits", f"{difference}, same best token at {agreement:.0%}", finite)
         if arguments.prompt:
-            tokenizer = AutoTokenizer.from_pretrained(folder)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
             inputs = tokenizer(arguments.prompt, return_tensors="pt")
             text = tokenizer.decode(model.generate(**inputs, max_new_tokens=20, do_sample=False, pad_token_id=0)[0])
             report("text", repr(text))

@@ -5,9 +5,10 @@ are transformers' own classes of the base family; the router, the experts and th
 that their weights have in the base family's checkpoints, so weights load and save without renaming.
 
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
 
 Tensors end in letters that say their shape: B sequences, S positions of each, T = B S tokens, D hidden_size, E experts,
-K experts chosen per token, R = T K routed rows, G node size of the DAG.
+K experts chosen per token, R = T K routed rows, G node size of the DAG, N rows of all layers that have experts.
 """
 
 from typing import NamedTuple
@@ -120,42 +121,47 @@ FAMILIES = {
 # ---- Router ----------------------------------------------------------------------------------------------------------
 
 
-def in_float(x):
-    """At least float32: router, scores and combine weights are computed in it whatever the activations are."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
+class Router(nn.Module):
+    """Logits [T, E]. They, the scores and the combine weights are float32 whatever the activations are."""
 
+    def __init__(self, hidden_size, num_experts):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
 
-def kept_groups(logits_TE, config):
-    """Mask [T, E] of the experts that may be chosen: DeepSeek-V2 can restrict each token to its topk_group best groups
-    of experts. None: all of them."""
-    if getattr(config, "topk_method", "greedy") != "group_limited_greedy":
-        return None
-    T, E = logits_TE.shape
-    best_of_group = logits_TE.view(T, config.n_group, -1).amax(-1)
-    groups = top_k(best_of_group, config.topk_group)
-    kept = torch.zeros_like(best_of_group, dtype=torch.bool).scatter(1, groups, True)
-    return kept.repeat_interleave(E // config.n_group, dim=1)
+    def forward(self, x_TD):
+        with torch.autocast(x_TD.device.type, enabled=False):
+            wide = torch.promote_types(x_TD.dtype, torch.float32)
+            return F.linear(x_TD.to(wide), self.weight.to(wide))
 
 
 def top_k(scores, k):
     """Indices of the k largest of every row, largest first; of equal ones the lower index first."""
-    return scores.sort(dim=-1, descending=True, stable=True).indices[..., :k]
+    return scores.sort(dim=-1, descending=True, stable=True).indices[:, :k]
+
+
+def eligible_experts(logits_TE, config):
+    """Mask [T, E] of the experts that may be chosen. DeepSeek-V2 can restrict each token to the topk_group groups whose
+    best experts score highest; everywhere else all experts are eligible."""
+    if getattr(config, "topk_method", "greedy") != "group_limited_greedy":
+        return torch.ones_like(logits_TE, dtype=torch.bool)
+    group_size = logits_TE.shape[1] // config.n_group
+    best_of_group = logits_TE.unflatten(1, (config.n_group, group_size)).amax(-1)
+    groups = top_k(best_of_group, config.topk_group)
+    is_kept = torch.zeros_like(best_of_group, dtype=torch.bool).scatter(1, groups, True)
+    return is_kept.repeat_interleave(group_size, dim=1)
 
 
 def choose_experts(logits_TE, config):
     """Indices [T, K] of the chosen experts. Scores order as logits do, but rounding in the score function can merge two
     logits, so the logits decide."""
-    kept = kept_groups(logits_TE, config)
-    candidates_TE = logits_TE if kept is None else logits_TE.masked_fill(~kept, float("-inf"))
-    return top_k(candidates_TE.detach(), config.num_experts_per_tok)
+    eligible_TE = eligible_experts(logits_TE, config)
+    return top_k(logits_TE.masked_fill(~eligible_TE, float("-inf")), config.num_experts_per_tok)
 
 
 def combine_weights(logits_TE, expert_ids_TK, config):
-    """g_k of equation (6): the scores of the chosen experts by the convention of the base family."""
+    """g_k of equation (6): the scores of the chosen experts, by the convention of the base family."""
     scores_TE = logits_TE.softmax(-1) if config.scoring_func == "softmax" else logits_TE.sigmoid()
-    kept = kept_groups(logits_TE, config)
-    if kept is not None:
-        scores_TE = scores_TE.masked_fill(~kept, 0.0)
+    scores_TE = scores_TE.masked_fill(~eligible_experts(logits_TE, config), 0.0)
     weights_TK = scores_TE.gather(1, expert_ids_TK)
     if config.norm_topk_prob:
         weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
@@ -163,20 +169,20 @@ def combine_weights(logits_TE, expert_ids_TK, config):
 
 
 def load_balancing_loss(router_logits, config, attention_mask=None):
-    """E sum_e f_e P_e over the tokens of all layers together, padding left out: f_e assignments to e per token, P_e
-    mean probability of e. Balanced routing gives K. Sigmoid scores are first divided by their sum over the experts."""
-    keep_T = 1.0 if attention_mask is None else attention_mask.reshape(-1, 1).to(router_logits[0])
-    assignments_E, probability_E, num_tokens = 0.0, 0.0, 0.0
-    for logits_TE in router_logits:
-        if config.scoring_func == "softmax":
-            p_TE = logits_TE.softmax(-1)
-        else:
-            p_TE = logits_TE.sigmoid() / logits_TE.sigmoid().sum(-1, keepdim=True)
-        chosen_TE = torch.zeros_like(p_TE).scatter(1, choose_experts(logits_TE, config), 1.0)
-        assignments_E = assignments_E + (chosen_TE * keep_T).sum(0)
-        probability_E = probability_E + (p_TE * keep_T).sum(0)
-        num_tokens = num_tokens + (torch.ones_like(p_TE[:, :1]) * keep_T).sum()
-    return (assignments_E / num_tokens * (probability_E / num_tokens)).sum() * p_TE.shape[1]
+    """E sum_e f_e P_e as transformers defines it: over the N rows of all layers together, padding left out, f_e is the
+    assignments to e per row and P_e the mean probability of e. Balanced routing gives K. Sigmoid scores are first
+    divided by their sum over the experts."""
+    logits_NE = torch.cat([logits_TE.to(router_logits[0].device) for logits_TE in router_logits])
+    p_NE = logits_NE.softmax(-1) if config.scoring_func == "softmax" else logits_NE.sigmoid()
+    p_NE = p_NE / p_NE.sum(-1, keepdim=True)
+    chosen_NE = torch.zeros_like(p_NE).scatter(1, choose_experts(logits_NE, config), 1.0)
+    counts_N1 = torch.ones_like(p_NE[:, :1])
+    if attention_mask is not None:
+        S = router_logits[0].shape[0] // attention_mask.shape[0]  # the mask also covers tokens that are in the cache
+        counts_N1 = attention_mask[:, -S:].reshape(-1, 1).repeat(len(router_logits), 1).to(p_NE)
+    f_E = (chosen_NE * counts_N1).sum(0) / counts_N1.sum()
+    P_E = (p_NE * counts_N1).sum(0) / counts_N1.sum()
+    return p_NE.shape[1] * (f_E * P_E).sum()
 
 
 class Mixture(nn.Module):
@@ -186,7 +192,7 @@ class Mixture(nn.Module):
         super().__init__()
         self.config = config
         num_experts, intermediate_size = config.experts_in_layer()
-        self.gate = nn.Linear(config.hidden_size, num_experts, bias=False)
+        self.gate = Router(config.hidden_size, num_experts)
         self.experts = nn.ModuleList(family.expert(config.hidden_size, intermediate_size) for _ in range(num_experts))
         if config.base_model_type == "qwen2_moe":
             self.shared_expert = family.dense(config, intermediate_size=config.shared_expert_intermediate_size)
@@ -196,7 +202,7 @@ class Mixture(nn.Module):
 
     def forward(self, x_TD):
         """g_k E_k(x) of the chosen experts [T, K, D], and the router's logits [T, E]."""
-        logits_TE = F.linear(in_float(x_TD), in_float(self.gate.weight))
+        logits_TE = self.gate(x_TD)
         expert_ids_TK = choose_experts(logits_TE, self.config)
         weights_TK = combine_weights(logits_TE, expert_ids_TK, self.config).to(x_TD.dtype)
         return weights_TK[..., None] * run_experts(self.experts, x_TD, expert_ids_TK), logits_TE
@@ -324,7 +330,9 @@ class DagMoePreTrainedModel(PreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
-        if isinstance(module, ZeroInitLinear):
+        if isinstance(module, Router):
+            init.normal_(module.weight, std=self.config.initializer_range)
+        elif isinstance(module, ZeroInitLinear):
             init.zeros_(module.weight)
 
 
@@ -454,7 +462,7 @@ class DagMoeForCausalLM(DagMoePreTrainedModel, GenerationMixin):
         if output_router_logits:
             aux_loss = load_balancing_loss(outputs.router_logits, self.config, attention_mask)
             if labels is not None:
-                loss = loss + self.config.router_aux_loss_coef * aux_loss
+                loss = loss + self.config.router_aux_loss_coef * aux_loss.to(loss.device)
         return MoeCausalLMOutputWithPast(
             loss=loss,
             aux_loss=aux_loss,
