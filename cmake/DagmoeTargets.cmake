@@ -64,3 +64,17 @@ function(dagmoe_simd_flags directory)
   set_source_files_properties(${avx2} PROPERTIES COMPILE_OPTIONS "-mavx2;-mfma;-mf16c;-O3")
   set_source_files_properties(${avx512} PROPERTIES COMPILE_OPTIONS "-mavx512f;-mavx512bw;-mavx512vl;-mavx512dq;-mfma;-O3;-mprefer-vector-width=512")
 endfunction()
+
+# dagmoe_embed_texts(OUTPUT HEADER TYPE FUNCTION files...): writes a .cpp that defines `std::span<const TYPE> FUNCTION()`, as HEADER
+# declares it, with the name and the text of each file. Made again when a file changes.
+function(dagmoe_embed_texts output header type function)
+  set(entries "")
+  foreach(file IN LISTS ARGN)
+    set_property(DIRECTORY APPEND PROPERTY CMAKE_CONFIGURE_DEPENDS ${CMAKE_SOURCE_DIR}/${file})
+    file(READ ${CMAKE_SOURCE_DIR}/${file} text)
+    get_filename_component(name ${file} NAME)
+    string(APPEND entries "    {\"${name}\", R\"dagmoe(${text})dagmoe\"},\n")
+  endforeach()
+  set(code "#include \"${header}\"\n\nnamespace dagmoe {\n\nstd::span<const ${type}> ${function}() {\n  static constexpr ${type} files[] = {\n${entries}  };\n  return files;\n}\n\n}  // namespace dagmoe\n")
+  file(GENERATE OUTPUT ${output} CONTENT "${code}")
+endfunction()

@@ -29,6 +29,7 @@ void write(const ModelConfig& config, Json& json) {
 
 std::string on_disk(std::string name) {
   if (replace_part(name, ".mlp.gate.weight", ".block_sparse_moe.gate.weight")) return name;
+  if (replace_part(name, ".mlp.shared_expert", ".block_sparse_moe.shared_expert")) return name;
   if (!replace_part(name, ".mlp.experts.", ".block_sparse_moe.experts.")) return name;
   constexpr std::array<std::pair<std::string_view, std::string_view>, 3> kProjections{
       {{".gate_proj.", ".w1."}, {".down_proj.", ".w2."}, {".up_proj.", ".w3."}}};
