@@ -18,8 +18,9 @@ struct ExportFlags {
 int export_command(const ExportFlags& flags) {
   const auto names = export_model(flags.model, flags.output, flags.force);
   const bool has_code = std::find(names.begin(), names.end(), "modeling_dagmoe.py") != names.end();
-  std::cout << "written  " << flags.output << ": " << join(names, ", ") << "\nload     AutoModelForCausalLM.from_pretrained(\""
-            << flags.output << "\"" << (has_code ? ", trust_remote_code=True" : "") << ")" << std::endl;
+  std::cout << "written  " << flags.output << ": " << join(names, ", ")
+            << "\nload     AutoModelForCausalLM.from_pretrained(\"" << flags.output << "\""
+            << (has_code ? ", trust_remote_code=True" : "") << ")" << std::endl;
   return 0;
 }
 

@@ -72,6 +72,13 @@ TEST_CASE("decoder: a tiny Llama has transformers' logits, loss, gradients and g
 TEST_CASE("decoder: so has a tiny Llama with a tied head", "[model]") { check_family("tiny_llama_tied"); }
 TEST_CASE("decoder: so has a tiny Mixtral", "[model]") { check_family("tiny_mixtral"); }
 
+TEST_CASE("decoder: a DAG-MoE of every base family has the logits and gradients of the remote code", "[model]") {
+  for (const char* name :
+       {"mixtral", "mixtral_sigmoid", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v2_groups"}) {
+    check_family(std::string("dagmoe_") + name);
+  }
+}
+
 TEST_CASE("decoder: packed sequences give what each gives alone", "[model]") {
   const Decoder model = tiny_model(tiny_config());
   const at::Tensor ids = some_ids(13);
