@@ -107,7 +107,8 @@ std::vector<float> read_values(const GgufFile& file, const Piece& piece) {
   std::vector<float> values(size / static_cast<std::size_t>(block.num_bytes) *
                             static_cast<std::size_t>(block.num_values));
   dequantize_blocks(piece.tensor->type, bytes, values);
-  return piece.num_heads > 0 ? in_our_order(values, piece.needed_shape[0], piece.num_heads) : values;
+  if (piece.num_heads == 0) return values;
+  return in_our_order(values, piece.needed_shape[0], piece.num_heads);
 }
 
 /// Memory that the tensors of one source take turns in.

@@ -50,3 +50,23 @@ TEST_CASE("import: a Llama of several types has the values that transformers dec
 }
 
 TEST_CASE("import: a Mixtral of several types has the values it was made of", "[import]") { check_import("mixtral"); }
+
+TEST_CASE("import: a Qwen2 with biases and tied embeddings has the values that transformers decodes", "[import]") {
+  check_import("qwen2");
+}
+
+TEST_CASE("import: a Qwen3 with a head size of its own has the values that transformers decodes", "[import]") {
+  check_import("qwen3");
+}
+
+TEST_CASE("import: an OLMoE with norms over whole projections has the values it was made of", "[import]") {
+  check_import("olmoe");
+}
+
+TEST_CASE("import: a Qwen2-MoE with a shared expert has the values that transformers decodes", "[import]") {
+  check_import("qwen2moe");
+}
+
+TEST_CASE("import: a Qwen3-MoE with a head size of its own has the values that transformers decodes", "[import]") {
+  check_import("qwen3moe");
+}
