@@ -255,6 +255,30 @@ TEST_CASE("import: rows of q and k are un-permuted head by head, all others stay
   CHECK(first_column(weights, layer + "o_proj.weight") == std::vector<float>{300, 301, 302, 303, 304, 305, 306, 307});
 }
 
+TEST_CASE("import: biases of q and k are un-permuted like their rows", "[import]") {
+  GgufBuilder builder = tiny_llama();
+  for (const auto& [name, size] : {std::pair("q", 8), std::pair("k", 4), std::pair("v", 4), std::pair("output", 8)}) {
+    builder.add_floats(str("blk.0.attn_", name, ".bias"), {static_cast<std::uint64_t>(size)}, rows_of(size, 1));
+  }
+  const auto imported = import_gguf(builder);
+  const SafetensorsFile weights = imported->weights();
+  const std::string layer = "model.layers.0.self_attn.";
+  CHECK(values_of(weights, layer + "q_proj.bias") == std::vector<float>{0, 2, 1, 3, 4, 6, 5, 7});
+  CHECK(values_of(weights, layer + "k_proj.bias") == std::vector<float>{0, 2, 1, 3});
+  CHECK(values_of(weights, layer + "v_proj.bias") == std::vector<float>{0, 1, 2, 3});
+  CHECK(values_of(weights, layer + "o_proj.bias") == std::vector<float>{0, 1, 2, 3, 4, 5, 6, 7});
+}
+
+TEST_CASE("import: scaled positions of a GGUF file are those of the model folder", "[import]") {
+  GgufBuilder builder = tiny_llama();
+  builder.add_text("llama.rope.scaling.type", "yarn");
+  builder.add_f32("llama.rope.scaling.factor", 4.0f);
+  builder.add_u32("llama.rope.scaling.original_context_length", 4);
+  const RopeConfig expected = {
+      .kind = RopeKind::kYarn, .theta = 5000.0, .factor = 4.0, .original_max_position_embeddings = 4};
+  CHECK(read_model_config(import_gguf(builder)->output()).rope == expected);
+}
+
 TEST_CASE("import: GGUF tensors get their Hugging Face names and shapes", "[import]") {
   const auto imported = import_gguf(tiny_llama());
   const SafetensorsFile weights = imported->weights();
