@@ -18,7 +18,19 @@
 namespace dagmoe {
 
 /// Tensor encodings we can read, with their ids in the file.
-enum class GgufType : std::uint32_t { kF32 = 0, kF16 = 1, kQ4_0 = 2, kQ4_1 = 3, kQ8_0 = 8, kQ6_K = 14, kBF16 = 30 };
+enum class GgufType : std::uint32_t {
+  kF32 = 0,
+  kF16 = 1,
+  kQ4_0 = 2,
+  kQ4_1 = 3,
+  kQ5_0 = 6,
+  kQ5_1 = 7,
+  kQ8_0 = 8,
+  kQ4_K = 12,
+  kQ5_K = 13,
+  kQ6_K = 14,
+  kBF16 = 30
+};
 const char* gguf_type_name(GgufType type);
 /// Values and bytes of the smallest run that can be decoded alone: 32 and 18 for Q4_0, 1 and 4 for F32.
 struct GgufBlock {

@@ -52,10 +52,14 @@ std::unique_ptr<Tokenizer> load_sentencepiece(const std::filesystem::path& file)
 
 /// What a tokenizer.json is made of, as the GGUF importer knows it from tokenizer.ggml.* keys.
 struct BpeVocabulary {
-  std::vector<std::string> tokens;   ///< by id, in the byte alphabet
-  std::vector<std::string> merges;   ///< "a b", best first
-  std::vector<TokenId> special_ids;  ///< control tokens, become added tokens
-  std::string pre_tokenizer;         ///< "smollm" (digits + gpt2), "gpt-2"; anything else throws InputError
+  std::vector<std::string> tokens;        ///< by id, in the byte alphabet
+  std::vector<std::string> merges;        ///< "a b", best first
+  std::vector<TokenId> special_ids;       ///< control tokens, become added tokens
+  std::vector<TokenId> user_defined_ids;  ///< become added tokens that are no control tokens
+  /// As tokenizer.ggml.pre names it: gpt-2, smollm (digits + gpt2), olmo, qwen2, llama-bpe (also llama3, llama-v3);
+  /// anything else throws InputError. The name stands for the tokenizer as it was before the conversion, normalizer
+  /// included.
+  std::string pre_tokenizer;
   std::optional<TokenId> bos, eos, unk, pad;
   bool add_bos = false;
   std::string chat_template;    ///< Jinja text, may be empty

@@ -1,10 +1,11 @@
 // The writer of tokenizer files; see write_tokenizer_files in tokenizer.h.
-#include <array>
+#include <map>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/json.h"
 #include "base/text.h"
+#include "data/byte_bpe_split.h"
 #include "data/tokenizer.h"
 
 namespace dagmoe {
@@ -34,13 +35,35 @@ void append_json_string(std::string& out, std::string_view text) {
 
 constexpr std::string_view kByteLevel =
     R"({"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true})";
+constexpr std::string_view kByteLevelAlone =
+    R"({"type":"ByteLevel","add_prefix_space":false,"trim_offsets":false,"use_regex":false})";
 
-std::string pre_tokenizer_json(const std::string& name) {
-  if (name == "gpt-2") return std::string(kByteLevel);
+/// The parts of a tokenizer.json that a pre-tokenizer's name stands for (contracts.md 3.1).
+struct Pipeline {
+  std::string pre_tokenizer, normalizer = "null";
+  bool ignore_merges = false;  ///< a piece that is in the vocabulary is one token whatever the merges say
+};
+
+std::string split_json(std::string_view regex) {
+  std::string json = R"({"type":"Sequence","pretokenizers":[{"type":"Split","pattern":{"Regex":)";
+  append_json_string(json, regex);
+  return str(json, R"(},"behavior":"Isolated","invert":false},)", kByteLevelAlone, "]}");
+}
+
+Pipeline pipeline_of(const std::string& name) {
+  const std::string nfc = R"({"type":"NFC"})";
+  if (name == "gpt-2") return {.pre_tokenizer = std::string(kByteLevel)};
+  if (name == "olmo") return {.pre_tokenizer = std::string(kByteLevel), .normalizer = nfc};
   if (name == "smollm") {
-    return str(R"({"type":"Sequence","pretokenizers":[{"type":"Digits","individual_digits":true},)", kByteLevel, "]}");
+    return {.pre_tokenizer = str(R"({"type":"Sequence","pretokenizers":[{"type":"Digits","individual_digits":true},)",
+                                 kByteLevel, "]}")};
   }
-  throw InputError(str("tokenizer: pre-tokenizer '", name, "' is not known; known: smollm, gpt-2"));
+  if (name == "qwen2") return {.pre_tokenizer = split_json(kQwen2Regex), .normalizer = nfc};
+  if (name == "llama-bpe" || name == "llama3" || name == "llama-v3") {
+    return {.pre_tokenizer = split_json(kLlama3Regex), .ignore_merges = true};
+  }
+  throw InputError(str("tokenizer: pre-tokenizer ", quoted_for_message(name),
+                       " is not known; known: gpt-2, smollm, olmo, qwen2, llama-bpe"));
 }
 
 /// Text of a token by id. Throws InputError when the vocabulary has no such id.
@@ -54,12 +77,17 @@ const std::string& token_text(const BpeVocabulary& vocabulary, TokenId id, std::
 
 void append_added_tokens(std::string& out, const BpeVocabulary& vocabulary) {
   out += "[";
-  for (const TokenId id : vocabulary.special_ids) {
+  const auto append = [&](TokenId id, std::string_view special) {
     if (out.back() != '[') out += ',';
     out += str("\n{\"id\":", id, ",\"content\":");
-    append_json_string(out, token_text(vocabulary, id, "special"));
-    out += R"(,"single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":true})";
-  }
+    append_json_string(out, token_text(vocabulary, id, "added"));
+    out += str(R"(,"single_word":false,"lstrip":false,"rstrip":false,"normalized":false,"special":)", special, "}");
+  };
+  // transformers takes ids that are no model tokens in ascending order only.
+  std::map<TokenId, std::string_view> tokens;
+  for (const TokenId id : vocabulary.special_ids) tokens[id] = "true";
+  for (const TokenId id : vocabulary.user_defined_ids) tokens[id] = "false";
+  for (const auto& [id, special] : tokens) append(id, special);
   out += "]";
 }
 
@@ -83,9 +111,11 @@ void append_post_processor(std::string& out, const BpeVocabulary& vocabulary) {
              R"(:{"id":)", bos, R"(,"ids":[)", *vocabulary.bos, R"(],"tokens":[)", bos, "]}}}");
 }
 
-void append_model(std::string& out, const BpeVocabulary& vocabulary) {
+void append_model(std::string& out, const BpeVocabulary& vocabulary, const Pipeline& pipeline) {
   out += R"({"type":"BPE","dropout":null,"unk_token":null,"continuing_subword_prefix":null,"end_of_word_suffix":null,)"
-         R"("fuse_unk":false,"byte_fallback":false,"ignore_merges":false,"vocab":{)";
+         R"("fuse_unk":false,"byte_fallback":false,"ignore_merges":)";
+  out += pipeline.ignore_merges ? "true" : "false";
+  out += ",\"vocab\":{";
   for (std::size_t i = 0; i < vocabulary.tokens.size(); ++i) {
     if (i > 0) out += ',';
     append_json_string(out, vocabulary.tokens[i]);
@@ -102,15 +132,16 @@ void append_model(std::string& out, const BpeVocabulary& vocabulary) {
 
 std::string tokenizer_json(const BpeVocabulary& vocabulary) {
   constexpr std::size_t kBytesPerEntry = 24;  // a guess; saves most growing
+  const Pipeline pipeline = pipeline_of(vocabulary.pre_tokenizer);
   std::string out;
   out.reserve((vocabulary.tokens.size() + vocabulary.merges.size()) * kBytesPerEntry);
   out += "{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\n\"added_tokens\":";
   append_added_tokens(out, vocabulary);
-  out += str(",\n\"normalizer\":null,\n\"pre_tokenizer\":", pre_tokenizer_json(vocabulary.pre_tokenizer),
+  out += str(",\n\"normalizer\":", pipeline.normalizer, ",\n\"pre_tokenizer\":", pipeline.pre_tokenizer,
              ",\n\"post_processor\":");
   append_post_processor(out, vocabulary);
   out += str(",\n\"decoder\":", kByteLevel, ",\n\"model\":");
-  append_model(out, vocabulary);
+  append_model(out, vocabulary, pipeline);
   out += "}\n";
   return out;
 }

@@ -198,9 +198,10 @@ TEST_CASE("gguf: encodings that are not supported are refused by name and id", "
   const auto type_error = [](std::uint32_t type) {
     return error_with([&](GgufBuilder& builder) { builder.add_tensor("w", {256}, type, std::string(64, 'x')); });
   };
-  const std::string supported = " is not supported; supported: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q6_K";
-  CHECK(type_error(6) == "tensor 'w': type Q5_0 (id 6)" + supported);
-  CHECK(type_error(12) == "tensor 'w': type Q4_K (id 12)" + supported);
+  const std::string supported =
+      " is not supported; supported: F32, F16, BF16, Q8_0, Q4_0, Q4_1, Q5_0, Q5_1, Q4_K, Q5_K, Q6_K";
+  CHECK(type_error(9) == "tensor 'w': type Q8_1 (id 9)" + supported);
+  CHECK(type_error(10) == "tensor 'w': type Q2_K (id 10)" + supported);
   CHECK(type_error(39) == "tensor 'w': type MXFP4 (id 39)" + supported);
   CHECK(type_error(999) == "tensor 'w': type unknown (id 999)" + supported);
 }
@@ -284,6 +285,57 @@ TEST_CASE("gguf: a Q4_1 block adds a minimum", "[gguf]") {
   CHECK(values[1] == 1.0f);
 }
 
+TEST_CASE("gguf: a Q5_0 block adds a fifth bit from a word of 32 bits, sixteen below", "[gguf]") {
+  std::string block = kHalfQuarter + std::string(20, '\0');
+  block[2] = '\x01', block[5] = '\x80';  // the fifth bits of values 0 and 31
+  block[6] = '\x4f', block[21] = '\xf0';
+  const std::vector<float> values = decode(GgufType::kQ5_0, block);
+  CHECK(values[0] == 3.75f);   // (15 + 16 - 16) / 4
+  CHECK(values[16] == -3.0f);  // (4 - 16) / 4
+  CHECK(values[31] == 3.75f);  // (15 + 16 - 16) / 4
+  CHECK(values[15] == -4.0f);  // (0 - 16) / 4
+}
+
+TEST_CASE("gguf: a Q5_1 block adds a fifth bit and a minimum", "[gguf]") {
+  std::string block = kHalfQuarter + kHalfOne + std::string(20, '\0');
+  block[5] = '\x02', block[6] = '\x02';  // the fifth bits of values 9 and 17
+  block[17] = '\x23', block[9] = '\x10';
+  const std::vector<float> values = decode(GgufType::kQ5_1, block);
+  CHECK(values[9] == 5.75f);   // (3 + 16) / 4 + 1
+  CHECK(values[25] == 1.5f);   // 2 / 4 + 1
+  CHECK(values[17] == 5.25f);  // (1 + 16) / 4 + 1
+  CHECK(values[1] == 1.0f);
+}
+
+TEST_CASE("gguf: a Q4_K block has eight scales and minima of six bits", "[gguf]") {
+  std::string block = kHalfQuarter + kHalfOne + std::string(140, '\0');
+  block[4] = '\x85';   // scale 0: 5; two high bits of scale 4: 2
+  block[8] = '\x43';   // minimum 0: 3; two high bits of minimum 4: 1
+  block[12] = '\x21';  // scale 4: 1 + 32; minimum 4: 2 + 16
+  block[7] = '\x3f';   // scale 3: 63
+  block[16] = '\xa7', block[80] = '\x0c', block[79] = '\xb0';
+  const std::vector<float> values = decode(GgufType::kQ4_K, block);
+  CHECK(values[0] == 5.75f);      // 5 / 4 * 7 - 3
+  CHECK(values[1] == -3.0f);      // 5 / 4 * 0 - 3
+  CHECK(values[32] == 0.0f);      // scale and minimum 1 are 0
+  CHECK(values[127] == 173.25f);  // 63 / 4 * 11 - 0
+  CHECK(values[128] == 81.0f);    // 33 / 4 * 12 - 18
+  CHECK(values[129] == -18.0f);
+}
+
+TEST_CASE("gguf: a Q5_K block is a Q4_K block with a fifth bit for each value", "[gguf]") {
+  std::string block = kHalfQuarter + kHalfOne + std::string(172, '\0');
+  block[4] = '\x85', block[8] = '\x43', block[12] = '\x21', block[7] = '\x3f';  // as above
+  block[16] = '\x11', block[47] = '\x08';  // fifth bits of values 0 and 128; of value 3 * 32 + 31
+  block[48] = '\xa7', block[112] = '\x0c', block[111] = '\xb0';
+  const std::vector<float> values = decode(GgufType::kQ5_K, block);
+  CHECK(values[0] == 25.75f);  // 5 / 4 * (7 + 16) - 3
+  CHECK(values[1] == -3.0f);
+  CHECK(values[127] == 425.25f);  // 63 / 4 * (11 + 16) - 0
+  CHECK(values[128] == 213.0f);   // 33 / 4 * (12 + 16) - 18
+  CHECK(values[129] == -18.0f);
+}
+
 TEST_CASE("gguf: a Q6_K block joins four low bits, two high bits and a scale per 16 values", "[gguf]") {
   std::string block(210, '\0');
   block[0] = '\x21', block[32] = '\x5a';  // low bits of values 0, 64 and 32, 96
@@ -302,8 +354,8 @@ TEST_CASE("gguf: a Q6_K block joins four low bits, two high bits and a scale per
 
 TEST_CASE("gguf: random blocks decode bit for bit as in the reference package", "[gguf]") {
   const SafetensorsFile golden = SafetensorsFile::open(DAGMOE_SOURCE_DIR "/tests/golden/gguf_blocks.safetensors");
-  for (const GgufType type :
-       {GgufType::kF16, GgufType::kBF16, GgufType::kQ8_0, GgufType::kQ4_0, GgufType::kQ4_1, GgufType::kQ6_K}) {
+  for (const GgufType type : {GgufType::kF16, GgufType::kBF16, GgufType::kQ8_0, GgufType::kQ4_0, GgufType::kQ4_1,
+                              GgufType::kQ5_0, GgufType::kQ5_1, GgufType::kQ4_K, GgufType::kQ5_K, GgufType::kQ6_K}) {
     const std::string name = gguf_type_name(type);
     INFO(name);
     const TensorInfo* bytes = golden.find(name + ".bytes");

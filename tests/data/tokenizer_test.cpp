@@ -118,7 +118,7 @@ TEST_CASE("tokenizer files: what cannot be written is refused", "[data]") {
   BpeVocabulary vocabulary = small_vocabulary();
   vocabulary.pre_tokenizer = "default";
   CHECK_THROWS_WITH(write_tokenizer_files(folder.path(), vocabulary),
-                    "tokenizer: pre-tokenizer 'default' is not known; known: smollm, gpt-2");
+                    "tokenizer: pre-tokenizer 'default' is not known; known: gpt-2, smollm, olmo, qwen2, llama-bpe");
   vocabulary = small_vocabulary();
   vocabulary.eos = 1000;
   CHECK_THROWS_WITH(write_tokenizer_files(folder.path(), vocabulary),

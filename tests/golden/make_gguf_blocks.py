@@ -13,9 +13,10 @@ from safetensors.numpy import save_file
 
 rng = np.random.default_rng(1)
 num_blocks = 8
-scale_offsets = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q6_K": [208]}
+scale_offsets = {"Q8_0": [0], "Q4_0": [0], "Q4_1": [0, 2], "Q6_K": [208], "Q5_0": [0], "Q5_1": [0, 2], "Q4_K": [0, 2],
+                 "Q5_K": [0, 2]}
 res = {}
-for name in ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q6_K"]:
+for name in ["F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q6_K", "Q5_0", "Q5_1", "Q4_K", "Q5_K"]:
     qtype = gguf.GGMLQuantizationType[name]
     num_bytes = gguf.GGML_QUANT_SIZES[qtype][1]
     if name == "F16":

