@@ -6,6 +6,7 @@
 #include <cstdio>
 #include <iostream>
 #include <memory>
+#include <random>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
@@ -14,7 +15,7 @@
 #include "base/mapped_file.h"
 #include "base/text.h"
 #include "cli/commands.h"
-#include "cli/model_session.h"
+#include "data/tokenizer.h"
 
 namespace dagmoe {
 namespace {
@@ -43,6 +44,35 @@ constexpr std::string_view kSampleText =
 // Exact constructions differ by rounding only; more than this share of the largest logit means a wrong construction.
 constexpr double kExactTolerance = 1e-4;
 
+bool has_tokenizer(const std::filesystem::path& folder) {
+  return std::filesystem::exists(folder / "tokenizer.json") || std::filesystem::exists(folder / "tokenizer.model") ||
+         std::filesystem::exists(folder / "vocab.json");
+}
+
+std::string comparison_text_name(const UpcycleFlags& flags) {
+  if (!flags.text_file.empty()) return flags.text_file;
+  return has_tokenizer(flags.source) ? "the built-in sample" : "random ids (the source has no tokenizer)";
+}
+
+std::vector<TokenId> comparison_tokens(const UpcycleFlags& flags, const ModelConfig& config) {
+  const auto limit = static_cast<std::size_t>(flags.compare_tokens);
+  std::vector<TokenId> tokens;
+  if (flags.text_file.empty() && !has_tokenizer(flags.source)) {
+    std::mt19937_64 generator(flags.config.seed);
+    for (std::size_t i = 0; i < std::min<std::size_t>(limit, 512); ++i) {
+      tokens.push_back(static_cast<TokenId>(generator() % static_cast<std::uint64_t>(config.vocab_size)));
+    }
+    return tokens;
+  }
+  const std::string text =
+      flags.text_file.empty() ? std::string(kSampleText) : std::string(MappedFile::open(flags.text_file)->text());
+  if (!is_valid_utf8(text)) throw InputError(str(flags.text_file, ": is no UTF-8 text; --text takes a text file"));
+  tokens = load_tokenizer(flags.source)->encode(text);
+  if (tokens.size() > limit) tokens.resize(limit);
+  if (tokens.empty()) throw InputError(str(flags.text_file, ": gives no tokens; --text takes a file with text"));
+  return tokens;
+}
+
 int upcycle_command(const UpcycleFlags& flags) {
   const auto& methods = upcycle_method_names();
   const auto method = std::find(methods.begin(), methods.end(), flags.method);
@@ -52,29 +82,23 @@ int upcycle_command(const UpcycleFlags& flags) {
   UpcycleConfig upcycle_config = flags.config;
   upcycle_config.method = static_cast<UpcycleMethod>(method - methods.begin());
   upcycle(flags.source, flags.output, upcycle_config);
-  const ModelSession dense = open_model(flags.source, at::kFloat), sparse = open_model(flags.output, at::kFloat);
-  const std::string text =
-      flags.text_file.empty() ? std::string(kSampleText) : std::string(MappedFile::open(flags.text_file)->text());
-  if (!is_valid_utf8(text)) throw InputError(str(flags.text_file, ": is no UTF-8 text; --text takes a text file"));
-  std::vector<TokenId> tokens = dense.tokenizer->encode(text);
-  if (static_cast<std::int64_t>(tokens.size()) > flags.compare_tokens)
-    tokens.resize(static_cast<std::size_t>(flags.compare_tokens));
-  if (tokens.empty()) throw InputError(str(flags.text_file, ": gives no tokens; --text takes a file with text"));
-  const Comparison comparison = compare_models(dense.model, sparse.model, tokens);
+  const Checkpoint dense = Checkpoint::open(flags.source), sparse = Checkpoint::open(flags.output);
+  const std::vector<TokenId> tokens = comparison_tokens(flags, dense.config());
+  const Comparison comparison = compare_models(load_decoder(dense, {}), load_decoder(sparse, {}), tokens);
 
   const auto scientific = [](double value) {
     std::array<char, 32> buffer{};
     std::snprintf(buffer.data(), buffer.size(), "%.2e", value);
     return std::string(buffer.data());
   };
-  const ModelConfig& config = sparse.checkpoint.config();
+  const ModelConfig& config = sparse.config();
   std::cout << table_text(
                    {{"model", "parameters", "active"},
-                    {flags.source, with_commas(num_parameters(dense.checkpoint.config())),
-                     with_commas(num_active_parameters(dense.checkpoint.config()))},
+                    {flags.source, with_commas(num_parameters(dense.config())),
+                     with_commas(num_active_parameters(dense.config()))},
                     {flags.output, with_commas(num_parameters(config)), with_commas(num_active_parameters(config))}})
             << "\nstep 0 against the source, fp32, " << with_commas(comparison.num_tokens) << " tokens of "
-            << (flags.text_file.empty() ? "the built-in sample" : flags.text_file) << "\n  max |logit difference|  "
+            << comparison_text_name(flags) << "\n  max |logit difference|  "
             << scientific(comparison.max_logit_difference) << "  (largest logit " << fixed(comparison.max_logit, 1)
             << ")\n  KL per token            " << scientific(comparison.kl_per_token) << " nats" << std::endl;
 
@@ -86,7 +110,7 @@ int upcycle_command(const UpcycleFlags& flags) {
                             {"dtype", "float32"}};
   write_file_atomically(manifest_path, manifest.dump(2) + "\n");
 
-  const bool exact = is_exact(upcycle_config, dense.checkpoint.config().moe.has_value());
+  const bool exact = is_exact(upcycle_config, dense.config().moe.has_value());
   if (!exact) log_warning("step 0 differs from the source by design");
   if (exact && !(comparison.max_logit_difference <= kExactTolerance * comparison.max_logit)) {
     throw NumericsError(str(flags.output, ": differs from its source by ", scientific(comparison.max_logit_difference),
