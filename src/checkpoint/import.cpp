@@ -53,8 +53,7 @@ std::vector<TensorSource> with_progress(std::vector<TensorSource> tensors, const
 }
 
 std::string describe_tokenizer(const fs::path& folder) {
-  const bool has_one = fs::exists(folder / "tokenizer.json") || fs::exists(folder / "tokenizer.model");
-  return has_one ? load_tokenizer(folder)->description() : "none";
+  return has_tokenizer(folder) ? load_tokenizer(folder)->description() : "none";
 }
 
 std::int64_t bytes_in(const fs::path& folder) {

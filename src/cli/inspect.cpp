@@ -8,6 +8,8 @@
 #include "base/text.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/gguf.h"
+#include "checkpoint/layout.h"
+#include "checkpoint/safetensors_folder.h"
 #include "cli/commands.h"
 #include "data/prompt_template.h"
 #include "data/tokenizer.h"
@@ -77,25 +79,65 @@ Report inspect_safetensors(const std::filesystem::path& path) {
   return report;
 }
 
-Report inspect_model(const std::filesystem::path& folder, std::string& groups) {
-  const Checkpoint checkpoint = Checkpoint::open(folder);
-  const ModelConfig& config = checkpoint.config();
-  load_decoder(checkpoint, {});  // names what is missing or unexpected; the weights stay in their file
+std::string layers_text(const ModelConfig& config) {
+  std::int64_t num_moe = 0;
+  for (std::int64_t n = 0; n < config.num_hidden_layers; ++n) num_moe += config.is_moe_layer(n);
+  if (num_moe == 0) return str(config.num_hidden_layers, ", dense");
+  const std::int64_t num_dense = config.num_hidden_layers - num_moe;
+  return str(config.num_hidden_layers, num_dense == 0 ? ", all with experts" : str(", ", num_dense, " of them dense"));
+}
+
+std::string attention_text(const ModelConfig& config) {
+  std::string text = str(config.num_attention_heads, " heads, ", config.num_key_value_heads, " for keys and values");
+  if (config.mla) text = str(config.num_attention_heads, " heads on latents of width ", config.mla->kv_lora_rank);
+  if (config.qkv_bias) text += ", biases";
+  if (config.qk_norm != QkNorm::kNone) text += ", q and k normalized";
+  if (config.clip_qkv) text += str(", clipped at ", *config.clip_qkv);
+  if (config.sliding_window > 0) text += str(", window of ", config.sliding_window, " tokens");
+  return text;
+}
+
+std::string experts_text(const MoeConfig& moe) {
+  std::string text = str(moe.num_experts, ", ", moe.num_experts_per_tok, " per token, width ",
+                         moe.moe_intermediate_size, moe.norm_topk_prob ? ", weights sum to 1" : "");
+  if (moe.shared_expert_intermediate_size > 0) {
+    text += str(", a ", moe.shared_expert_gate ? "gated " : "", "shared one of width ",
+                moe.shared_expert_intermediate_size);
+  }
+  return text;
+}
+
+// What does not fit is shown below the facts, not instead of them.
+Report inspect_model(const std::filesystem::path& folder, std::string& groups, std::vector<std::string>& problems) {
+  const ModelConfig config = read_model_config(folder);
+  const SafetensorsFolder weights = SafetensorsFolder::open(folder);
+  const ExpertLayout layout = find_layout(weights);
+  problems = layout_problems(weights, config, layout);
   Report report;
   report.fact("kind", "model folder");
-  report.fact("model_type", config.model_type);
-  if (config.moe) {
-    report.fact("experts", str(config.moe->num_experts, ", ", config.moe->num_experts_per_tok, " per token, width ",
-                               config.moe->moe_intermediate_size));
-  }
+  report.fact("model_type", config.model_type == config.base_model_type
+                                ? config.model_type
+                                : str(config.model_type, " on ", config.base_model_type));
+  report.fact("layers", layers_text(config));
+  report.fact("attention", attention_text(config));
+  if (config.moe) report.fact("experts", experts_text(*config.moe));
+  if (config.moe) report.fact("layout of experts", layout_name(layout));
   if (config.dag) report.fact("dag", str(config.dag->num_iterations, " iterations, node size ", config.dag->node_size));
+  std::map<std::string, std::int64_t> by_type;
+  for (const auto& [name, place] : weights.places()) by_type[dtype_name(place.info->dtype)] += 1;
+  std::vector<std::string> types;
+  for (const auto& [type, count] : by_type) types.push_back(str(count, " ", type));
+  report.fact("tensors",
+              str(join(types, ", "), " in ", weights.num_files(), weights.num_files() == 1 ? " file" : " files"));
   report.fact("parameters", with_commas(num_parameters(config)));
   report.fact("active parameters", with_commas(num_active_parameters(config)));
-  report.fact("tokenizer", load_tokenizer(folder)->description());
+  report.fact("tokenizer", has_tokenizer(folder) ? load_tokenizer(folder)->description() : "none");
   report.fact("chat template", chat_format_of(folder) ? "chatml" : "none");
+  report.fact("unexpected", problems.empty() ? "nothing" : str(problems.size(), " problems, listed below"));
   groups = group_table(group_rows(config, std::vector<bool>(parameter_shapes(config).size(), false)));
-  for (const TensorInfo* tensor : checkpoint.tensors())
-    report.tensor(tensor->name, dtype_name(tensor->dtype), tensor->shape);
+  for (const auto& [name, place] : weights.places()) {
+    report.tensor(name, dtype_name(place.info->dtype), place.info->shape);
+  }
   return report;
 }
 
@@ -103,9 +145,10 @@ int inspect_command(const InspectFlags& flags) {
   const std::filesystem::path path = flags.path;
   if (!std::filesystem::exists(path)) throw InputError(str(flags.path, ": no such file or folder"));
   std::string groups;
+  std::vector<std::string> problems;
   Report report;
   if (std::filesystem::is_directory(path)) {
-    report = inspect_model(path, groups);
+    report = inspect_model(path, groups, problems);
   } else if (path.extension() == ".gguf") {
     report = inspect_gguf(path);
   } else if (path.extension() == ".safetensors") {
@@ -115,6 +158,7 @@ int inspect_command(const InspectFlags& flags) {
   }
   if (flags.json) {
     std::cout << report.json.dump(2) << std::endl;
+    throw_problems(path, problems);
     return 0;
   }
   for (const auto& fact : report.facts)
@@ -122,6 +166,7 @@ int inspect_command(const InspectFlags& flags) {
   if (!groups.empty()) std::cout << '\n' << groups;
   if (flags.tensors) std::cout << '\n' << table_text(report.tensors);
   std::cout << std::flush;
+  throw_problems(path, problems);
   return 0;
 }
 

@@ -44,11 +44,6 @@ constexpr std::string_view kSampleText =
 // Exact constructions differ by rounding only; more than this share of the largest logit means a wrong construction.
 constexpr double kExactTolerance = 1e-4;
 
-bool has_tokenizer(const std::filesystem::path& folder) {
-  return std::filesystem::exists(folder / "tokenizer.json") || std::filesystem::exists(folder / "tokenizer.model") ||
-         std::filesystem::exists(folder / "vocab.json");
-}
-
 std::string comparison_text_name(const UpcycleFlags& flags) {
   if (!flags.text_file.empty()) return flags.text_file;
   return has_tokenizer(flags.source) ? "the built-in sample" : "random ids (the source has no tokenizer)";

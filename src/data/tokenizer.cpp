@@ -9,6 +9,11 @@
 
 namespace dagmoe {
 
+bool has_tokenizer(const std::filesystem::path& folder) {
+  return std::filesystem::exists(folder / "tokenizer.json") || std::filesystem::exists(folder / "tokenizer.model") ||
+         std::filesystem::exists(folder / "vocab.json");
+}
+
 std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& folder) {
   const auto json_file = folder / "tokenizer.json", model_file = folder / "tokenizer.model";
   const bool has_model = std::filesystem::exists(model_file);

@@ -46,6 +46,8 @@ class Tokenizer {
 /// tokenizer_config.json beside it for BOS/EOS and the chat template. Throws InputError when there is none or when a
 /// part of it (pre-tokenizer, normalizer) is not known: never a guess.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& folder);
+/// Whether a folder has any of the files that load_tokenizer reads.
+bool has_tokenizer(const std::filesystem::path& folder);
 /// The same of one file by its kind; for tests and for tools that have no folder.
 std::unique_ptr<Tokenizer> load_tokenizer_json(const std::filesystem::path& file);
 std::unique_ptr<Tokenizer> load_sentencepiece(const std::filesystem::path& file);

@@ -78,6 +78,14 @@ MODELS = {
         routed_scaling_factor=1.5,
         tie_word_embeddings=True,
     ),
+    # What upcycling by SPRI makes of a Llama: the dense network as a shared expert without a gate.
+    "mixtral_shared": dict(
+        base_model_type="mixtral",
+        dag=dict(num_iterations=1, node_size=4),
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        shared_expert_intermediate_size=10,
+    ),
     "olmoe": dict(
         base_model_type="olmoe",
         dag=dict(num_iterations=2, node_size=4, node_residual="normed_input"),
@@ -216,16 +224,18 @@ def check_dag(model, gen):
 
 
 def check_base_family(model, folder, ids):
-    """Largest difference of logits and loss from transformers' own model, the DAG left out."""
+    """Largest difference of logits and loss from transformers' own model, the DAG left out; None where transformers has
+    no such model."""
     config = json.load(open(os.path.join(folder, "config.json")))
-    if config["scoring_func"] != "softmax":
+    has_foreign_expert = config["base_model_type"] == "mixtral" and "shared_expert_intermediate_size" in config
+    if config["scoring_func"] != "softmax" or has_foreign_expert:
         return None
     tensors = {k: v for k, v in load_file(os.path.join(folder, "model.safetensors")).items() if ".mlp.dag." not in k}
     base_type = config.pop("base_model_type")
     if base_type == "mixtral":
         assert config.pop("norm_topk_prob") and config.pop("routed_scaling_factor") == 1.0
-    for key in ("dag", "scoring_func", "architectures"):
-        config.pop(key)
+    for key in ("dag", "scoring_func", "architectures", "shared_expert_gate"):
+        config.pop(key, None)
     config["model_type"] = base_type
     with tempfile.TemporaryDirectory() as plain:
         save_file(tensors, os.path.join(plain, "model.safetensors"), metadata={"format": "pt"})
