@@ -137,4 +137,16 @@ std::string replace_invalid_utf8(std::string_view text) {
   return result;
 }
 
+void replace_all(std::string& text, std::string_view from, std::string_view to) {
+  if (text.find(from) == std::string::npos) return;
+  std::string result;
+  result.reserve(text.size());
+  std::size_t done = 0;
+  for (std::size_t at = text.find(from); at != std::string::npos; at = text.find(from, done)) {
+    result.append(text, done, at - done).append(to);
+    done = at + from.size();
+  }
+  text = result.append(text, done);
+}
+
 }  // namespace dagmoe
