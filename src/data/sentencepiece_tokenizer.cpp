@@ -8,9 +8,11 @@
 #include "base/error.h"
 #include "base/mapped_file.h"
 #include "base/text.h"
+#include "data/bpe_model.h"
 #include "data/tokenizer_json_parts.h"
 #include "data/tokenizer_post_processor.h"
 #include "data/unicode.h"
+#include "data/unigram_model.h"
 
 namespace dagmoe {
 
@@ -68,6 +70,8 @@ class SentencePieceTokenizer final : public Tokenizer {
   bool is_special(TokenId id) const { return special_.contains(id) && special_.at(id).special; }
 
   Processor with_prefix_, without_prefix_;
+  std::optional<UnigramModel> unigram_;  // for unigram models; the library only normalizes then
+  bool byte_fallback_ = false;
   bool model_adds_prefix_ = false;  // the .model file asks for the leading space
   SpacePrefix prefix_;
   std::unordered_map<TokenId, AddedToken> special_;  // control pieces and added tokens, by id
@@ -93,6 +97,9 @@ void SentencePieceTokenizer::load(const std::filesystem::path& file) {
   if (!with_prefix_.LoadFromSerializedProto(proto).ok()) {
     throw InputError(file.string() + ": is no sentencepiece model; is the download complete?");
   }
+  SentencePieceFile parts = read_sentencepiece_file(proto, file.string());
+  byte_fallback_ = parts.byte_fallback;
+  if (parts.is_unigram) unigram_.emplace(std::move(parts));
   // The same model with normalizer_spec.add_dummy_prefix = false: protobuf merges a message that occurs twice, so a
   // second field 3 (ModelProto.normalizer_spec) that holds field 3 (add_dummy_prefix) overrides the first.
   proto += std::string_view("\x1A\x02\x18\x00", 4);
@@ -135,10 +142,25 @@ std::optional<TokenId> SentencePieceTokenizer::special_id(const std::optional<st
 }
 
 void SentencePieceTokenizer::append_stretch(std::string_view text, bool with_prefix, std::vector<TokenId>& ids) const {
-  std::vector<int> encoded;
-  const auto status = (with_prefix ? with_prefix_ : without_prefix_).Encode({text.data(), text.size()}, &encoded);
-  if (!status.ok()) throw InternalError(str("sentencepiece cannot encode a text: ", status.ToString()));
-  ids.insert(ids.end(), encoded.begin(), encoded.end());
+  const Processor& processor = with_prefix ? with_prefix_ : without_prefix_;
+  const auto check = [](const auto& status) {
+    if (!status.ok()) throw InternalError(str("sentencepiece cannot encode a text: ", status.ToString()));
+  };
+  if (!unigram_) {
+    std::vector<int> encoded;
+    check(processor.Encode({text.data(), text.size()}, &encoded));
+    ids.insert(ids.end(), encoded.begin(), encoded.end());
+    return;
+  }
+  // The library's pieces, whichever it takes, are together the normalized text.
+  std::vector<std::string> pieces;
+  check(processor.Encode({text.data(), text.size()}, &pieces));
+  std::string normalized;
+  for (const std::string& piece : pieces) {
+    const auto byte = byte_fallback_ ? fallback_byte(piece) : std::nullopt;
+    byte ? normalized.append(1, static_cast<char>(*byte)) : normalized.append(piece);
+  }
+  unigram_->append(normalized, ids);
 }
 
 std::vector<TokenId> SentencePieceTokenizer::encode(std::string_view text, EncodeOptions options) const {
