@@ -30,7 +30,7 @@ std::vector<TokenId> encode_default(const Tokenizer& tokenizer, std::string_view
   bool has_prefix = false;
   if (const auto prefix = prefix_token(tokenizer))
     has_prefix = text.starts_with(tokenizer.decode({&*prefix, 1}, /*keep_special=*/true));
-  return tokenizer.encode(text, {.add_bos = tokenizer.adds_bos() && !has_prefix});
+  return tokenizer.encode(text, {.add_bos = tokenizer.adds_bos() && !has_prefix, .add_eos = tokenizer.adds_eos()});
 }
 
 EncodedRequest encode_without_context(const Tokenizer& tokenizer, const std::string& continuation) {

@@ -77,6 +77,16 @@ Report inspect_safetensors(const std::filesystem::path& path) {
   return report;
 }
 
+// A template that is not known is a fact about the folder, not a mistake in asking.
+std::string chat_template_text(const std::filesystem::path& folder) {
+  try {
+    const std::optional<ChatFormat> format = chat_format_of(folder);
+    return format ? std::string(name_of(format->form)) : "none";
+  } catch (const InputError&) {
+    return "not known; name one in the recipe, or with --chat-template";
+  }
+}
+
 Report inspect_model(const std::filesystem::path& folder, std::string& groups) {
   const Checkpoint checkpoint = Checkpoint::open(folder);
   const ModelConfig& config = checkpoint.config();
@@ -92,7 +102,7 @@ Report inspect_model(const std::filesystem::path& folder, std::string& groups) {
   report.fact("parameters", with_commas(num_parameters(config)));
   report.fact("active parameters", with_commas(num_active_parameters(config)));
   report.fact("tokenizer", load_tokenizer(folder)->description());
-  report.fact("chat template", chat_format_of(folder) ? "chatml" : "none");
+  report.fact("chat template", chat_template_text(folder));
   groups = group_table(group_rows(config, std::vector<bool>(parameter_shapes(config).size(), false)));
   for (const TensorInfo* tensor : checkpoint.tensors())
     report.tensor(tensor->name, dtype_name(tensor->dtype), tensor->shape);

@@ -248,8 +248,9 @@ void BpeTokenizer::for_each_stretch(std::string_view text, EncodeOptions options
       if (byte_level_) {
         byte_level_->split(part.text, pieces);
       } else {
-        const bool is_first = begins_text && part.text.data() == rest.data();
-        const bool with_prefix = !(options.continues && is_first) && metaspace_->adds_prefix(part.text, is_first);
+        const bool begins = begins_text && part.text.data() == rest.data();
+        const bool with_prefix =
+            !(options.continues && begins) && metaspace_->adds_prefix(part.text, begins && !options.after_control);
         metaspace_->split(part.text, with_prefix, spaced, pieces);
       }
       on_pieces(pieces);

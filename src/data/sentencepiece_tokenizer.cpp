@@ -175,9 +175,10 @@ std::vector<TokenId> SentencePieceTokenizer::encode(std::string_view text, Encod
       ids.push_back(stretch.added_id);
       continue;
     }
-    const bool is_first = stretch.text.data() == text.data();
-    append_stretch(stretch.text, !(options.continues && is_first) && adds_space_prefix(prefix_, stretch.text, is_first),
-                   ids);
+    const bool begins = stretch.text.data() == text.data();
+    const bool with_prefix =
+        !(options.continues && begins) && adds_space_prefix(prefix_, stretch.text, begins && !options.after_control);
+    append_stretch(stretch.text, with_prefix, ids);
   }
   if (options.add_eos && eos_) ids.push_back(*eos_);
   return ids;

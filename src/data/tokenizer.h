@@ -15,9 +15,10 @@ using TokenId = std::int32_t;
 
 /// How text is encoded. `parse_special`: "<|im_end|>" in the text becomes its control token, as Hugging Face does for
 /// every text; data loaders switch it off for users' text. `continues`: the text follows other text, so sentencepiece
-/// adds no leading space.
+/// adds no leading space. `after_control`: it follows a control token, so sentencepiece adds one where its rule says
+/// "every stretch", but not where it says "the first".
 struct EncodeOptions {
-  bool add_bos = false, add_eos = false, parse_special = true, continues = false;
+  bool add_bos = false, add_eos = false, parse_special = true, continues = false, after_control = false;
 };
 
 /// Text <-> token ids. Thread-safe: encode and decode change nothing. Text that is not valid UTF-8 is encoded as if

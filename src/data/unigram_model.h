@@ -27,8 +27,8 @@ struct SentencePieceFile {
 SentencePieceFile read_sentencepiece_file(std::string_view bytes, const std::string& where);
 
 /// Segmentation of normalized text into the pieces with the greatest sum of scores, as sentencepiece 0.2.3 has it: sums
-/// in float, and of equal sums the one that was found first. The library that Debian ships (0.1.97) rounds elsewhere, so
-/// that about one line of 3,000 comes out otherwise.
+/// in float, and of equal sums the one that was found first. The library that Debian ships (0.1.97) rounds elsewhere,
+/// so that about one line of 3,000 comes out otherwise.
 class UnigramModel {
  public:
   explicit UnigramModel(SentencePieceFile file);
