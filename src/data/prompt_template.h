@@ -35,8 +35,8 @@ enum class PromptTemplate {
   kMistralNemo,   ///< Mistral-Nemo-Instruct-2407
   kMistralPlain,  ///< as published first: without a system turn and without the space before an answer
   kMistralV01,    ///< Mistral-7B-Instruct-v0.1: the same with a space behind each EOS
-  kMistralV3,     ///< Mistral-7B-Instruct-v0.3, Mixtral-8x22B-Instruct
-  kOlmo,          ///< OLMo-7B-Instruct, OLMoE-Instruct
+  kMistralV3,     ///< Mistral-7B-Instruct-v0.3, Mistral-Large-Instruct-2407
+  kOlmo,          ///< OLMo-7B-Instruct, Tulu; begins with EOS, BOS or nothing
   kOlmo2,         ///< OLMo-2-Instruct, Tulu 3
   kQwen,          ///< Qwen1.5, Qwen2: ChatML with "You are a helpful assistant."
   kQwen25,        ///< the same with the default system turn of Qwen2.5
