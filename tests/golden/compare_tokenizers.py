@@ -2,8 +2,8 @@
 
 usage: compare_tokenizers.py ENCODE_LINES DATA_DIR WORK_DIR [--model MODEL_DIR] [--lines N] [--only NAME]
 DATA_DIR is the shared data folder (tokenizers, corpora, checkpoints); MODEL_DIR a SmolLM2 folder. WORK_DIR gets the
-fast files that transformers converts from the .model files there, and the lines. Prints one row per tokenizer: lines,
-lines that differ; exit status 1 when any does.
+fast files that transformers converts from the .model files there, and files with the pre-tokenizers of further
+families. Prints one row per tokenizer: lines, lines that differ; exit status 1 when any does.
 
 Lines (fixed seed): English, code, numbers, emoji, CJK, control characters, random Unicode, mixed white space, control
 tokens of the tokenizer, and bytes that are no UTF-8, which the reference gets as bytes.decode("utf-8", "replace").
@@ -18,6 +18,7 @@ import shutil
 import subprocess
 import sys
 
+import make_small_tokenizers
 import sentencepiece
 import tokenizers
 
@@ -177,6 +178,16 @@ def main():
             if args.only and args.only not in f"{name} fast, {form}":
                 continue
             cases.append((f"{name} fast, {form}", convert_fast(os.path.join(shared, model), args.work, f"{name}-{form}", legacy)))
+    for family, changes in make_small_tokenizers.BYTES.items():
+        if family in ("deepseek-v2", "deepseek-v3", "qwen2", "llama-3", "smollm2", "olmo"):
+            with open(shared + "/minimind/tokenizer.json", encoding="utf-8") as f:
+                document = json.load(f)
+            document.update({key: value for key, value in changes.items() if key in ("normalizer", "pre_tokenizer")})
+            document["model"]["ignore_merges"] = changes.get("model.ignore_merges", False)
+            path = os.path.join(args.work, f"minimind-{family}.json")
+            with open(path, "w", encoding="utf-8") as f:
+                json.dump(document, f)
+            cases.append((f"minimind's vocabulary, {family}'s pieces", path))
     base, names = make_lines(args.data, args.lines)
     wrong = 0
     print(f"{'tokenizer':46} {'lines':>7} {'differ':>7}  ours")
