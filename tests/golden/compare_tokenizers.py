@@ -124,12 +124,25 @@ def encode_ours(program, path, lines, raw):
     return [[int(x) for x in row.split()] for row in done.stdout.split("\n")[: len(lines)]], done.stderr.strip().split("\n")
 
 
-def convert_fast(model, folder, name, legacy):
+def merges_by_score(model):
+    """Vocabulary and merges of a sentencepiece BPE model as transformers 4 converted them: best score first."""
+    proto = sentencepiece.SentencePieceProcessor(model_file=model)
+    pieces = [proto.id_to_piece(i) for i in range(proto.get_piece_size())]
+    vocab = {piece: i for i, piece in enumerate(pieces)}
+    merges = []
+    for i, piece in enumerate(pieces):
+        halves = [(piece[:n], piece[n:]) for n in range(1, len(piece)) if piece[:n] in vocab and piece[n:] in vocab]
+        merges += [(*pair, proto.get_score(i)) for pair in sorted(halves, key=lambda pair: (vocab[pair[0]], vocab[pair[1]]))]
+    return {"vocab": vocab, "merges": [merge[:2] for merge in sorted(merges, key=lambda merge: -merge[2])]}
+
+
+def convert_fast(model, folder, name, legacy, by_score):
     """The fast file that transformers makes of a sentencepiece BPE model; `legacy` None: the normalizer form."""
     from transformers.convert_slow_tokenizer import SentencePieceExtractor
     from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-    parts = SentencePieceExtractor(model).extract(models.BPE)
+    # transformers 5.23.0 ranks the merges by id instead, which puts runs of spaces before words.
+    parts = merges_by_score(model) if by_score else SentencePieceExtractor(model).extract(models.BPE)
     tok = Tokenizer(models.BPE(parts["vocab"], [tuple(m) for m in parts["merges"]], unk_token="<unk>", fuse_unk=True, byte_fallback=True))
     if legacy is None:
         tok.normalizer = normalizers.Sequence([normalizers.Prepend("\u2581"), normalizers.Replace(" ", "\u2581")])
@@ -174,10 +187,12 @@ def main():
         json.dump({"tokenizer_class": "Qwen2Tokenizer"}, f)
     cases.append(("gpt2's vocabulary as Qwen2Tokenizer", folder))
     for name, model in [("llama2", "llama2/tokenizer.model"), ("mistral-v1", "mistral-v1/tokenizer.model.v1"), ("mistral-v3", "mistral-v3/mistral_instruct_tokenizer_240323.model.v3")]:
-        for legacy, form in [(None, "normalizer"), (True, "always"), (False, "first")]:
-            if args.only and args.only not in f"{name} fast, {form}":
-                continue
-            cases.append((f"{name} fast, {form}", convert_fast(os.path.join(shared, model), args.work, f"{name}-{form}", legacy)))
+        for by_score in (True, False):
+            for legacy, form in [(None, "normalizer"), (True, "always"), (False, "first")]:
+                label = f"{name} fast, {form}{'' if by_score else ', merges by id'}"
+                out = f"{name}-{form}-{'score' if by_score else 'id'}"
+                if not args.only or args.only in label:
+                    cases.append((label, convert_fast(os.path.join(shared, model), args.work, out, legacy, by_score)))
     for family, changes in make_small_tokenizers.BYTES.items():
         if family in ("deepseek-v2", "deepseek-v3", "qwen2", "llama-3", "smollm2", "olmo"):
             with open(shared + "/minimind/tokenizer.json", encoding="utf-8") as f:
