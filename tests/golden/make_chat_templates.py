@@ -31,7 +31,10 @@ CONVERSATIONS = [
     ([(U, "quotes ' \" and \\n {{ braces }} {% tags %}"), (A, "<b>&amp;</b> </s> <s> [INST]")], False),
     ([(U, "\u4f60\u597d \U0001f600 caf\u00e9"), (A, "\u3053\u3093\u306b\u3061\u306f\n\n\u2014 ok")], False),
     ([(U, "think"), (A, "<think>\nfirst\n\nthen\n</think>\n\nSo: 4")], False),
-    ([(U, "a"), (A, "<think>x</think>y"), (U, "<tool_response>z</tool_response>"), (A, "<think>\n</think>\n\nw")], False),
+    (
+        [(U, "a"), (A, "<think>x</think>y"), (U, "<tool_response>z</tool_response>"), (A, "<think>\n</think>\n\nw")],
+        False,
+    ),
     ([(U, "line one\nline two\n"), (A, "```c\nint x;\n```\n"), (U, "more")], True),
     ([(U, "a"), (U, "b")], True),
     ([(A, "I begin"), (U, "ok")], True),
@@ -44,13 +47,19 @@ def main():
     with open(path, encoding="utf-8") as f:
         data = json.load(f)
     for template in data["templates"]:
-        tok = PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE()), bos_token=template["bos"] or None, eos_token=template["eos"] or None)
+        tok = PreTrainedTokenizerFast(
+            tokenizer_object=tokenizers.Tokenizer(tokenizers.models.BPE()),
+            bos_token=template["bos"] or None,
+            eos_token=template["eos"] or None,
+        )
         tok.chat_template = template["jinja"]
         template["rendered"] = []
         for messages, prompt in CONVERSATIONS:
             turns = [{"role": role, "content": content} for role, content in messages]
             try:
-                template["rendered"].append(tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt))
+                template["rendered"].append(
+                    tok.apply_chat_template(turns, tokenize=False, add_generation_prompt=prompt)
+                )
             except jinja2.exceptions.TemplateError:
                 template["rendered"].append(None)
     conversations = [{"messages": messages, "add_generation_prompt": prompt} for messages, prompt in CONVERSATIONS]

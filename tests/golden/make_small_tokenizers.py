@@ -19,10 +19,22 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 NO_REGEX = dict(BYTE_LEVEL, use_regex=False)
-GPT_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+GPT_CONTRACTIONS = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|%s| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
 DEEPSEEK_LETTERS = "A-Za-z\u00b5\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u01bc-\u01bf\u01c4-\u0293\u0295-\u02af\u0370-\u0373\u0376\u0377\u037b-\u037d\u037f\u0386\u0388-\u038a\u038c\u038e-\u03a1\u03a3-\u03f5\u03f7-\u0481\u048a-\u052f\u0531-\u0556\u10a0-\u10c5\u13a0-\u13f5\u13f8-\u13fd\u1c90-\u1cba\u1cbd-\u1cbf\u1d00-\u1d2b\u1d6b-\u1d77\u1d79-\u1d9a\u1e00-\u1f15\u1f18-\u1f1d\u1f20-\u1f45\u1f48-\u1f4d\u1f50-\u1f57\u1f59\u1f5b\u1f5d\u1f5f-\u1f7d\u1f80-\u1fb4\u1fb6-\u1fbc\u1fbe\u1fc2-\u1fc4\u1fc6-\u1fcc\u1fd0-\u1fd3\u1fd6-\u1fdb\u1fe0-\u1fec\u1ff2-\u1ff4\u1ff6-\u1ffc\u2102\u2107\u210a-\u2113\u2115\u2119-\u211d\u2124\u2126\u2128\u212a-\u212d\u212f-\u2134\u2139\u213c-\u213f\u2145-\u2149\u214e\u2183\u2184\u2c00-\u2c7b\u2c7e-\u2ce4\u2ceb-\u2cee\u2cf2\u2cf3\ua640-\ua66d\ua680-\ua69b\ua722-\ua76f\ua771-\ua787\ua78b-\ua78e\uab70-\uabbf\ufb00-\ufb06\ufb13-\ufb17\uff21-\uff3a\uff41-\uff5a\U00010400-\U0001044f\U000104b0-\U000104d3\U000104d8-\U000104fb\U00010c80-\U00010cb2\U00010cc0-\U00010cf2\U000118a0-\U000118df\U0001e900-\U0001e943"
-DEEPSEEK_V2 = ["[\r\n]", "\\s?[" + DEEPSEEK_LETTERS + "]+", "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+", "\\s+$", "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+"]
-DEEPSEEK_V3 = ["\\p{N}{1,3}", "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+", "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+"]
+DEEPSEEK_V2 = [
+    "[\r\n]",
+    "\\s?[" + DEEPSEEK_LETTERS + "]+",
+    "\\s?[!-/:-~\uff01-\uff0f\uff1a-\uff5e\u2018-\u201f\u3000-\u3002]+",
+    "\\s+$",
+    "[\u4e00-\u9fa5\u0800-\u4e00\uac00-\ud7ff]+",
+]
+DEEPSEEK_V3 = [
+    "\\p{N}{1,3}",
+    "[\u4e00-\u9fa5\u3040-\u309f\u30a0-\u30ff]+",
+    "[!\"#$%&'()*+,\\-./:;<=>?@\\[\\\\\\]^_`{|}~][A-Za-z]+|[^\r\n\\p{L}\\p{P}\\p{S}]?[\\p{L}\\p{M}]+| ?[\\p{P}\\p{S}]+[\r\n]*|\\s*[\r\n]+|\\s+(?!\\S)|\\s+",
+]
 
 
 def split(pattern):
@@ -37,7 +49,12 @@ def template(*items):
     def item(name):
         return {"Sequence": {"id": "A", "type_id": 0}} if name == "A" else {"SpecialToken": {"id": name, "type_id": 0}}
 
-    return {"type": "TemplateProcessing", "single": [item(name) for name in items], "pair": [item("A"), {"Sequence": {"id": "B", "type_id": 1}}], "special_tokens": {name: {"id": name, "ids": [IDS[name]], "tokens": [name]} for name in items if name != "A"}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [item(name) for name in items],
+        "pair": [item("A"), {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {name: {"id": name, "ids": [IDS[name]], "tokens": [name]} for name in items if name != "A"},
+    }
 
 
 IDS = {"<unk>": 0, "<s>": 1, "</s>": 2}
@@ -47,12 +64,26 @@ BYTES = {
     "smollm2": {"pre_tokenizer": sequence(DIGITS, BYTE_LEVEL)},
     "olmo": {"normalizer": {"type": "NFC"}, "post_processor": dict(BYTE_LEVEL)},
     "qwen2": {"normalizer": {"type": "NFC"}, "pre_tokenizer": sequence(split(GPT_CONTRACTIONS % r"\p{N}"), NO_REGEX)},
-    "llama-3": {"pre_tokenizer": sequence(split(GPT_CONTRACTIONS % r"\p{N}{1,3}"), NO_REGEX), "model.ignore_merges": True, "post_processor": {"type": "Sequence", "processors": [dict(BYTE_LEVEL), template("<s>", "A")]}},
-    "deepseek-v2": {"normalizer": {"type": "Sequence", "normalizers": []}, "pre_tokenizer": sequence(*map(split, DEEPSEEK_V2), DIGITS, NO_REGEX), "post_processor": template("<s>", "A")},
+    "llama-3": {
+        "pre_tokenizer": sequence(split(GPT_CONTRACTIONS % r"\p{N}{1,3}"), NO_REGEX),
+        "model.ignore_merges": True,
+        "post_processor": {"type": "Sequence", "processors": [dict(BYTE_LEVEL), template("<s>", "A")]},
+    },
+    "deepseek-v2": {
+        "normalizer": {"type": "Sequence", "normalizers": []},
+        "pre_tokenizer": sequence(*map(split, DEEPSEEK_V2), DIGITS, NO_REGEX),
+        "post_processor": template("<s>", "A"),
+    },
     "deepseek-v3": {"pre_tokenizer": sequence(*map(split, DEEPSEEK_V3), NO_REGEX), "post_processor": template("A")},
 }
 METASPACE = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": "always", "split": False}
-PREPEND = {"type": "Sequence", "normalizers": [{"type": "Prepend", "prepend": "\u2581"}, {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]}
+PREPEND = {
+    "type": "Sequence",
+    "normalizers": [
+        {"type": "Prepend", "prepend": "\u2581"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+    ],
+}
 CHARS = {
     "normalizer": {"normalizer": PREPEND, "post_processor": template("<s>", "A")},
     "always": {"pre_tokenizer": METASPACE, "post_processor": template("<s>", "A", "</s>")},
@@ -77,7 +108,9 @@ TEXTS = [
 
 
 def trained(texts, kind):
-    tok = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True) if kind == "chars" else models.BPE())
+    tok = Tokenizer(
+        models.BPE(unk_token="<unk>", fuse_unk=True, byte_fallback=True) if kind == "chars" else models.BPE()
+    )
     if kind == "bytes":
         tok.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tok.decoder = decoders.ByteLevel()
@@ -85,10 +118,15 @@ def trained(texts, kind):
         special = ["<unk>", "<s>", "</s>"]
     else:
         tok.pre_tokenizer = pre_tokenizers.Metaspace("\u2581", split=True)
-        tok.decoder = decoders.Sequence([decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+        tok.decoder = decoders.Sequence(
+            [decoders.Replace("\u2581", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+        )
         alphabet = []
         special = ["<unk>", "<s>", "</s>"] + ["<0x%02X>" % b for b in range(256)]
-    tok.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=800, special_tokens=special, initial_alphabet=alphabet, show_progress=False))
+    tok.train_from_iterator(
+        texts,
+        trainers.BpeTrainer(vocab_size=800, special_tokens=special, initial_alphabet=alphabet, show_progress=False),
+    )
     document = json.loads(tok.to_str())
     document["added_tokens"] = [t for t in document["added_tokens"] if t["id"] < 3]
     document["pre_tokenizer"] = BYTE_LEVEL if kind == "bytes" else None
@@ -112,7 +150,10 @@ def main():
     random.Random(1).shuffle(lines)
     folder = os.path.join(sys.argv[2], "small_tokenizers")
     os.makedirs(folder, exist_ok=True)
-    result = {"versions": {"tokenizers": tokenizers.__version__, "sentencepiece": sentencepiece.__version__}, "texts": TEXTS}
+    result = {
+        "versions": {"tokenizers": tokenizers.__version__, "sentencepiece": sentencepiece.__version__},
+        "texts": TEXTS,
+    }
     for kind, variants in (("bytes", BYTES), ("chars", CHARS)):
         document = trained(lines[:4000], kind)
         with open(os.path.join(folder, kind + ".json"), "w", encoding="utf-8") as f:
@@ -124,7 +165,18 @@ def main():
             ids = [tok.encode(text, add_special_tokens=False).ids for text in TEXTS]
             result[kind][name] = {"changes": changes, "ids": ids, "framed": tok.encode("the king").ids}
     model = io.BytesIO()
-    sentencepiece.SentencePieceTrainer.train(sentence_iterator=iter(line.strip() for line in lines[:4000]), model_writer=model, model_type="unigram", vocab_size=600, byte_fallback=True, normalization_rule_name="identity", user_defined_symbols=["[tool]"], character_coverage=1.0, remove_extra_whitespaces=False, num_threads=1)
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(line.strip() for line in lines[:4000]),
+        model_writer=model,
+        model_type="unigram",
+        vocab_size=600,
+        byte_fallback=True,
+        normalization_rule_name="identity",
+        user_defined_symbols=["[tool]"],
+        character_coverage=1.0,
+        remove_extra_whitespaces=False,
+        num_threads=1,
+    )
     with open(os.path.join(folder, "unigram.model"), "wb") as f:
         f.write(model.getvalue())
     unigram = sentencepiece.SentencePieceProcessor(model_proto=model.getvalue())
