@@ -195,7 +195,7 @@ void evaluate_loss(TaskResult& result, LanguageModel& model, const EvalOptions& 
                    const ProgressHook& on_progress) {
   const TaskConfig& task = result.task;
   const DatasetFiles files = dataset_of(task, options);
-  std::vector<LossSample> samples = read_loss_samples(task, files, options.default_system);
+  std::vector<LossSample> samples = read_loss_samples(task, files, options.model_folder);
   result.num_documents_in_file = static_cast<std::int64_t>(samples.size());
   samples.resize(limited(samples.size(), options.limit));
   result.num_documents = static_cast<std::int64_t>(samples.size());

@@ -23,7 +23,7 @@ struct EvalOptions {
   double limit = 0.0;                            ///< first n documents; below 1 a share of them, rounded up; 0: all
   std::optional<std::int64_t> num_fewshot = {};  ///< absent: each task's own
   std::uint64_t fewshot_seed = 1234;             ///< lm-evaluation-harness's default
-  std::string default_system = {};               ///< of the model's chat template; for valid_loss with chatml
+  std::filesystem::path model_folder = {};       ///< for valid_loss: BOS, EOS and the system turn of its chat template
 };
 
 /// "TASK=FILE" or "TASK=FILE,LABELS", as --dataset and --fewshot take it; split at the first '='. Throws ConfigError.

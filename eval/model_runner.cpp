@@ -25,12 +25,13 @@ std::optional<TokenId> prefix_token(const Tokenizer& tokenizer) {
   return tokenizer.bos_id() ? tokenizer.bos_id() : tokenizer.eos_id();
 }
 
-// With the tokenizer's BOS, unless the text itself begins with it (contracts.md 4.1 rule 4).
+// With the tokenizer's BOS and EOS, unless the text itself begins with it (contracts.md 4.1 rule 4).
 std::vector<TokenId> encode_default(const Tokenizer& tokenizer, std::string_view text) {
   bool has_prefix = false;
   if (const auto prefix = prefix_token(tokenizer))
     has_prefix = text.starts_with(tokenizer.decode({&*prefix, 1}, /*keep_special=*/true));
-  return tokenizer.encode(text, {.add_bos = tokenizer.adds_bos() && !has_prefix});
+  return tokenizer.encode(
+      text, {.add_bos = tokenizer.adds_bos() && !has_prefix, .add_eos = tokenizer.adds_eos() && !has_prefix});
 }
 
 EncodedRequest encode_without_context(const Tokenizer& tokenizer, const std::string& continuation) {

@@ -77,12 +77,6 @@ Json hellaswag_record(Json record) {
   return record;
 }
 
-void replace_all(std::string& text, std::string_view from, std::string_view to) {
-  for (std::size_t place = text.find(from); place != std::string::npos; place = text.find(from, place + to.size())) {
-    text.replace(place, from.size(), to);
-  }
-}
-
 // re.sub(r"\[.*?\]", "", text): a bracket is closed on its own line or stays.
 std::string without_brackets(std::string_view text) {
   std::string result;

@@ -208,12 +208,12 @@ std::vector<Question> read_questions(const TaskConfig& task, const DatasetFiles&
 }
 
 std::vector<LossSample> read_loss_samples(const TaskConfig& task, const DatasetFiles& files,
-                                          const std::string& default_system) {
+                                          const std::filesystem::path& model_folder) {
   Problems problems(files.data);
-  const SampleTextOptions options{task.prompt_template, default_system};
+  const ChatFormat format = chat_format(task.prompt_template, model_folder);
   std::vector<LossSample> samples;
   for_each_record(files.data, problems, [&](const RawRecord& raw) {
-    samples.push_back({record_json(raw), sample_text(read_record(task.record_format, raw), options), raw.line});
+    samples.push_back({record_json(raw), sample_text(read_record(task.record_format, raw), format), raw.line});
   });
   problems.throw_if_any();
   if (samples.empty()) throw InputError(str(files.data.string(), ": no records"));

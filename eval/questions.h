@@ -34,8 +34,8 @@ struct LossSample {
   std::vector<PromptPiece> pieces;
   std::int64_t line = 0;
 };
-/// The same for valid_loss. `default_system` is for chatml.
+/// The same for valid_loss. The model folder fills in what the task's template takes from a checkpoint.
 std::vector<LossSample> read_loss_samples(const TaskConfig& task, const DatasetFiles& files,
-                                          const std::string& default_system);
+                                          const std::filesystem::path& model_folder);
 
 }  // namespace dagmoe

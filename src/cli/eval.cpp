@@ -55,7 +55,7 @@ int eval_command(const EvalFlags& flags) {
 
   const auto started = std::chrono::steady_clock::now();
   const ModelSession session = open_model(flags.model, compute_type(flags.dtype));
-  if (session.chat) options.default_system = session.chat->default_system;
+  options.model_folder = flags.model;
   ModelRunner runner(session.model, *session.tokenizer, {.max_batch_tokens = flags.max_batch_tokens});
   std::vector<TaskResult> results;
   for (const TaskConfig& task : tasks) {

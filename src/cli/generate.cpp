@@ -17,7 +17,7 @@ namespace dagmoe {
 namespace {
 
 struct GenerateFlags {
-  std::string model, prompt, system, dtype = "float32";
+  std::string model, prompt, system, chat_template, dtype = "float32";
   std::vector<std::string> stop;
   bool chat = false, json = false;
   std::int64_t max_new_tokens = 256;
@@ -25,21 +25,35 @@ struct GenerateFlags {
   std::uint64_t seed = 0;
 };
 
+ChatFormat chat_format_for(const GenerateFlags& flags) {
+  if (const auto named = prompt_template_named(flags.chat_template)) return chat_format(*named, flags.model);
+  if (!flags.chat_template.empty()) {
+    throw ConfigError(str("--chat-template: found '", flags.chat_template, "', expected one of ",
+                          join(prompt_template_names(), ", "),
+                          did_you_mean(flags.chat_template, prompt_template_names())));
+  }
+  const auto own = chat_format_of(flags.model);
+  if (!own) {
+    throw InputError(str(flags.model, ": has no chat template; leave --chat out, or name one with --chat-template: ",
+                         join(prompt_template_names(), ", ")));
+  }
+  return *own;
+}
+
 std::vector<TokenId> prompt_tokens(const ModelSession& session, const GenerateFlags& flags) {
   if (!flags.chat) return session.tokenizer->encode(flags.prompt, {.add_bos = session.tokenizer->adds_bos()});
-  if (!session.chat) {
-    throw InputError(str(flags.model, ": has no chat template; leave --chat out, or use a chat model"));
-  }
+  const ChatFormat format = chat_format_for(flags);
   std::vector<Message> messages;
   if (!flags.system.empty()) messages.push_back({"system", flags.system});
   messages.push_back({"user", flags.prompt});
   // The same tokenization that training samples get, so that the model sees what it was taught.
-  const auto pieces = render_chatml(messages, session.chat->default_system, /*add_generation_prompt=*/true);
+  const auto pieces = render_chat(format, messages, /*add_generation_prompt=*/true);
   return make_example(*session.tokenizer, pieces, session.checkpoint.config().max_position_embeddings).tokens;
 }
 
 int generate_command(const GenerateFlags& flags) {
   if (!flags.system.empty() && !flags.chat) log_warning("--system has no effect without --chat");
+  if (!flags.chat_template.empty() && !flags.chat) log_warning("--chat-template has no effect without --chat");
   if (flags.temperature == 0.0 && flags.top_p < 1.0) log_warning("--top-p has no effect with --temperature 0 (greedy)");
   const ModelSession session = open_model(flags.model, compute_type(flags.dtype));
   const std::vector<TokenId> prompt = prompt_tokens(session, flags);
@@ -90,6 +104,7 @@ void register_generate(CLI::App& app, RunCommand& run) {
   command->add_option("--model", flags->model, "model folder")->required();
   command->add_option("--prompt", flags->prompt, "text to continue, or the user's message with --chat")->required();
   command->add_flag("--chat", flags->chat, "use the model's chat template");
+  command->add_option("--chat-template", flags->chat_template, "with --chat: this named template, not the model's own");
   command->add_option("--system", flags->system, "system message, with --chat");
   command->add_option("--max-new-tokens", flags->max_new_tokens, "stop after this many")
       ->capture_default_str()

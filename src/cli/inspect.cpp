@@ -79,6 +79,16 @@ Report inspect_safetensors(const std::filesystem::path& path) {
   return report;
 }
 
+// A template that is not known is a fact about the folder, not a mistake in asking.
+std::string chat_template_text(const std::filesystem::path& folder) {
+  try {
+    const std::optional<ChatFormat> format = chat_format_of(folder);
+    return format ? std::string(name_of(format->form)) : "none";
+  } catch (const InputError&) {
+    return "not known; name one in the recipe, or with --chat-template";
+  }
+}
+
 std::string layers_text(const ModelConfig& config) {
   std::int64_t num_moe = 0;
   for (std::int64_t n = 0; n < config.num_hidden_layers; ++n) num_moe += config.is_moe_layer(n);
@@ -132,7 +142,7 @@ Report inspect_model(const std::filesystem::path& folder, std::string& groups, s
   report.fact("parameters", with_commas(num_parameters(config)));
   report.fact("active parameters", with_commas(num_active_parameters(config)));
   report.fact("tokenizer", has_tokenizer(folder) ? load_tokenizer(folder)->description() : "none");
-  report.fact("chat template", chat_format_of(folder) ? "chatml" : "none");
+  report.fact("chat template", chat_template_text(folder));
   report.fact("unexpected", problems.empty() ? "nothing" : str(problems.size(), " problems, listed below"));
   groups = group_table(group_rows(config, std::vector<bool>(parameter_shapes(config).size(), false)));
   for (const auto& [name, place] : weights.places()) {

@@ -15,7 +15,7 @@ at::ScalarType compute_type(const std::string& name) {
 ModelSession open_model(const std::filesystem::path& folder, at::ScalarType dtype) {
   Checkpoint checkpoint = Checkpoint::open(folder);
   Decoder model = load_decoder(checkpoint, {.compute_dtype = dtype, .is_trainable = {}, .add_dag = {}, .seed = 0});
-  return {std::move(checkpoint), std::move(model), load_tokenizer(folder), chat_format_of(folder)};
+  return {std::move(checkpoint), std::move(model), load_tokenizer(folder)};
 }
 
 }  // namespace dagmoe

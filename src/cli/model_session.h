@@ -4,11 +4,9 @@
 
 #include <filesystem>
 #include <memory>
-#include <optional>
 #include <string>
 
 #include "checkpoint/checkpoint.h"
-#include "data/prompt_template.h"
 #include "data/tokenizer.h"
 
 namespace dagmoe {
@@ -16,12 +14,11 @@ namespace dagmoe {
 /// What `--dtype` takes. Throws ConfigError for other words.
 at::ScalarType compute_type(const std::string& name);
 
-/// A model folder opened for inference: frozen weights, its tokenizer and what it says about chat.
+/// A model folder opened for inference: frozen weights, and its tokenizer.
 struct ModelSession {
   Checkpoint checkpoint;
   Decoder model;
   std::unique_ptr<Tokenizer> tokenizer;
-  std::optional<ChatFormat> chat;
 };
 ModelSession open_model(const std::filesystem::path& folder, at::ScalarType dtype);
 

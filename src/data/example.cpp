@@ -68,8 +68,12 @@ std::string place_text(const Source& source, std::int64_t line) {
 }
 
 std::vector<PromptPiece> pieces_of(const Source& source, const RawRecord& raw) {
-  return sample_text(read_record(source.config.format, raw), {.prompt_template = source.config.prompt_template,
-                                                              .default_system = source.config.default_system});
+  return sample_text(read_record(source.config.format, raw), source.config.chat);
+}
+
+/// Control tokens are those that decoding leaves out.
+bool is_control(const Tokenizer& tokenizer, TokenId id) {
+  return tokenizer.decode({&id, 1}).empty() && !tokenizer.decode({&id, 1}, /*keep_special=*/true).empty();
 }
 
 }  // namespace
@@ -86,11 +90,15 @@ Example make_example(const Tokenizer& tokenizer, const std::vector<PromptPiece>&
     example.tokens.insert(example.tokens.end(), ids.begin(), ids.end());
     example.loss_mask.resize(example.tokens.size(), is_supervised ? 1 : 0);
   };
-  bool has_text = false;
+  bool has_text = false, after_control = false;
   for (const PromptPiece& piece : pieces) {
     if (example.tokens.size() > limit) break;  // the rest is cut anyway
-    const std::vector<TokenId> ids = tokenizer.encode(
-        piece.text, {.add_bos = false, .add_eos = false, .parse_special = piece.is_template, .continues = has_text});
+    const std::vector<TokenId> ids = tokenizer.encode(piece.text, {.add_bos = false,
+                                                                   .add_eos = false,
+                                                                   .parse_special = piece.is_template,
+                                                                   .continues = has_text && !after_control,
+                                                                   .after_control = after_control});
+    if (!ids.empty()) after_control = piece.is_template && is_control(tokenizer, ids.back());
     // A template may write BOS itself; it is there once all the same.
     const std::optional<TokenId> bos = tokenizer.bos_id();
     if (!has_text && !ids.empty() && tokenizer.adds_bos() && bos && ids.front() != *bos) append({&*bos, 1}, false);
@@ -101,6 +109,7 @@ Example make_example(const Tokenizer& tokenizer, const std::vector<PromptPiece>&
     if (!eos)
       throw InputError("the tokenizer has no EOS token, which ends an answer; set eos_token in tokenizer_config.json");
     append({&*eos, 1}, piece.is_supervised);
+    after_control = true;
   }
   example.truncated = example.tokens.size() > limit;
   if (example.truncated) {

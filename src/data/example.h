@@ -34,8 +34,7 @@ Example make_example(const Tokenizer& tokenizer, const std::vector<PromptPiece>&
 struct SourceConfig {
   std::filesystem::path path;
   RecordFormat format = RecordFormat::kAlpaca;
-  PromptTemplate prompt_template = PromptTemplate::kAlpaca;
-  std::string default_system = {};  ///< of the chat template, chatml only
+  ChatFormat chat = {};
 };
 
 /// Where a stream of examples stands. The order within an epoch is a pure function of (seed, epoch), so this resumes

@@ -1,5 +1,8 @@
 #include "data/prompt_template.h"
 
+#include <algorithm>
+#include <array>
+
 #include "base/error.h"
 #include "base/mapped_file.h"
 #include "base/text.h"
@@ -10,6 +13,69 @@ namespace dagmoe {
 
 namespace {
 
+/// What is fixed for a form: its name, its default system turn and the texts of BOS and EOS.
+struct FormInfo {
+  PromptTemplate form;
+  std::string_view name, default_system, bos, eos;
+};
+constexpr std::string_view kDeepSeekBos = "<\uFF5Cbegin\u2581of\u2581sentence\uFF5C>",
+                           kDeepSeekEos = "<\uFF5Cend\u2581of\u2581sentence\uFF5C>";
+constexpr std::array kForms = {
+    FormInfo{PromptTemplate::kAlpaca, "alpaca", "", "", ""},
+    FormInfo{PromptTemplate::kAlpacaLora, "alpaca_lora", "", "", ""},
+    FormInfo{PromptTemplate::kChatMl, "chatml", "", "", ""},
+    FormInfo{PromptTemplate::kDeepSeek, "deepseek", "", kDeepSeekBos, kDeepSeekEos},
+    FormInfo{PromptTemplate::kLlama2, "llama-2", "", "<s>", "</s>"},
+    FormInfo{PromptTemplate::kLlama3, "llama-3", "", "<|begin_of_text|>", ""},
+    FormInfo{PromptTemplate::kMistral, "mistral", "", "<s>", "</s>"},
+    FormInfo{PromptTemplate::kMistralNemo, "mistral-nemo", "", "<s>", "</s>"},
+    FormInfo{PromptTemplate::kMistralPlain, "mistral-plain", "", "<s>", "</s>"},
+    FormInfo{PromptTemplate::kMistralV01, "mistral-v0.1", "", "<s>", "</s>"},
+    FormInfo{PromptTemplate::kMistralV3, "mistral-v3", "", "<s>", "</s>"},
+    FormInfo{PromptTemplate::kOlmo, "olmo", "", "<|endoftext|>", "<|endoftext|>"},
+    FormInfo{PromptTemplate::kOlmo2, "olmo-2", "", "<|endoftext|>", "<|endoftext|>"},
+    FormInfo{PromptTemplate::kQwen, "qwen", "You are a helpful assistant.", "", ""},
+    FormInfo{PromptTemplate::kQwen25, "qwen2.5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
+             "", ""},
+    FormInfo{PromptTemplate::kQwen3, "qwen3", "", "", ""},
+};
+
+const FormInfo& info_of(PromptTemplate form) {
+  const auto found = std::find_if(kForms.begin(), kForms.end(), [form](const auto& info) { return info.form == form; });
+  if (found == kForms.end()) throw InternalError("info_of: unknown prompt template");
+  return *found;
+}
+
+/// The family's texts with those of the checkpoint in their place.
+ChatFormat with_tokens(ChatFormat format, const TokenizerConfig& config) {
+  if (!format.bos.empty() && config.bos) format.bos = *config.bos;
+  if (!format.eos.empty() && config.eos) format.eos = *config.eos;
+  return format;
+}
+
+struct TemplateText {
+  std::filesystem::path path;
+  std::string jinja;  ///< "" when the folder has none
+};
+
+TemplateText template_text(const std::filesystem::path& folder, const TokenizerConfig& config) {
+  if (const auto path = folder / "chat_template.jinja"; std::filesystem::exists(path)) {
+    return {path, std::string(MappedFile::open(path)->text())};
+  }
+  return {folder / "tokenizer_config.json", config.chat_template};
+}
+
+std::optional<ChatFormat> recognize(std::string_view jinja, const TokenizerConfig& config) {
+  const std::optional<KnownTemplate> known = recognize_jinja(jinja);
+  if (!known) return std::nullopt;
+  ChatFormat format = with_tokens(chat_format(known->form), config);
+  if (known->form == PromptTemplate::kChatMl) format.default_system = known->default_system;
+  if (known->start == KnownTemplate::Start::kEos) format.bos = format.eos;
+  if (known->start == KnownTemplate::Start::kNothing) format.bos.clear();
+  format.knows_system = known->knows_system;
+  return format;
+}
+
 constexpr std::string_view kWithInput =
     "Below is an instruction that describes a task, paired with an input that provides further context. "
     "Write a response that appropriately completes the request.\n\n";
@@ -17,78 +83,49 @@ constexpr std::string_view kWithoutInput =
     "Below is an instruction that describes a task. "
     "Write a response that appropriately completes the request.\n\n";
 
-// ChatML in the canonical form of prompt_template_jinja.h, in parts: what may stand between the first two is the
-// default system turn.
-constexpr std::string_view kForEachMessage = "{%for message in messages%}";
-constexpr std::string_view kUnlessSystemFirst = "{%if loop.first and messages[0].role!='system'%}<|im_start|>system\n";
-constexpr std::string_view kEndOfDefault = "<|im_end|>\n{%endif%}";
-constexpr std::string_view kOneMessage =
-    "<|im_start|>{{message.role}}\n{{message.content}}<|im_end|>\n{%endfor%}"
-    "{%if add_generation_prompt%}<|im_start|>assistant\n{%endif%}";
-
-/// The format of a Jinja text; nullopt for one that is not known.
-std::optional<ChatFormat> recognize(std::string_view jinja) {
-  const std::string canonical = canonical_jinja(jinja);
-  std::string_view rest = canonical;
-  const auto skip = [&rest](std::string_view part) {
-    const bool found = rest.starts_with(part);
-    if (found) rest.remove_prefix(part.size());
-    return found;
-  };
-  ChatFormat format;
-  if (!skip(kForEachMessage)) return std::nullopt;
-  if (skip(kUnlessSystemFirst)) {
-    const std::size_t end = rest.find(kEndOfDefault);
-    if (end == std::string_view::npos) return std::nullopt;
-    format.default_system = std::string(rest.substr(0, end));
-    for (const char* part : {"{{", "{%", "<|im_"}) {
-      if (format.default_system.find(part) != std::string::npos) return std::nullopt;
-    }
-    rest.remove_prefix(end + kEndOfDefault.size());
-  }
-  if (rest != kOneMessage) return std::nullopt;
-  return format;
-}
-
-PromptPiece template_piece(std::string text) { return {.text = std::move(text), .is_template = true}; }
-
-void append_turn(std::vector<PromptPiece>& pieces, std::string_view role, std::string_view content) {
-  const bool is_supervised = role == "assistant";
-  pieces.push_back(template_piece(str("<|im_start|>", role, "\n")));
-  if (!content.empty()) pieces.push_back({.text = std::string(content), .is_supervised = is_supervised});
-  if (is_supervised) {
-    pieces.push_back({.text = "<|im_end|>", .is_template = true, .is_supervised = true});
-    pieces.push_back(template_piece("\n"));
-  } else {
-    pieces.push_back(template_piece("<|im_end|>\n"));
-  }
-}
-
 }  // namespace
 
 std::optional<PromptTemplate> prompt_template_named(std::string_view name) {
-  if (name == "alpaca") return PromptTemplate::kAlpaca;
-  if (name == "alpaca_lora") return PromptTemplate::kAlpacaLora;
-  if (name == "chatml") return PromptTemplate::kChatMl;
-  return std::nullopt;
+  const auto found = std::find_if(kForms.begin(), kForms.end(), [name](const auto& info) { return info.name == name; });
+  return found == kForms.end() ? std::nullopt : std::optional(found->form);
 }
 
+std::string_view name_of(PromptTemplate form) { return info_of(form).name; }
+
 const std::vector<std::string>& prompt_template_names() {
-  static const std::vector<std::string> names = {"alpaca", "alpaca_lora", "chatml"};
+  static const std::vector<std::string> names = [] {
+    std::vector<std::string> all;
+    for (const FormInfo& info : kForms) all.emplace_back(info.name);
+    return all;
+  }();
   return names;
 }
 
-std::vector<PromptPiece> render_chatml(const std::vector<Message>& messages, std::string_view default_system,
-                                       bool add_generation_prompt) {
-  std::vector<PromptPiece> pieces;
-  const bool has_system = !messages.empty() && messages.front().role == "system";
-  if (!messages.empty() && !has_system && !default_system.empty()) {
-    // The default is part of the template, but plain text all the same.
-    append_turn(pieces, "system", default_system);
+ChatFormat chat_format(PromptTemplate form) {
+  const FormInfo& info = info_of(form);
+  return {.form = form,
+          .default_system = std::string(info.default_system),
+          .bos = std::string(info.bos),
+          .eos = std::string(info.eos)};
+}
+
+ChatFormat chat_format(PromptTemplate form, const std::filesystem::path& model_folder) {
+  const TokenizerConfig config = read_tokenizer_config(model_folder);
+  const std::optional<ChatFormat> own = recognize(template_text(model_folder, config).jinja, config);
+  return own && own->form == form ? *own : with_tokens(chat_format(form), config);
+}
+
+std::optional<ChatFormat> chat_format_of(const std::filesystem::path& model_folder) {
+  const TokenizerConfig config = read_tokenizer_config(model_folder);
+  const TemplateText text = template_text(model_folder, config);
+  if (text.jinja.empty()) return std::nullopt;
+  std::optional<ChatFormat> format = recognize(text.jinja, config);
+  if (!format) {
+    throw InputError(str(text.path.string(), ": this chat template is not known; name the one to use: ",
+                         join(prompt_template_names(), ", "),
+                         " (template: NAME in a recipe's data, --chat-template NAME for generate)"));
   }
-  for (const Message& message : messages) append_turn(pieces, message.role, message.content);
-  if (add_generation_prompt) pieces.push_back(template_piece("<|im_start|>assistant\n"));
-  return pieces;
+  return format;
 }
 
 std::string alpaca_prompt(std::string_view instruction, std::string_view input, PromptTemplate form) {
@@ -97,25 +134,6 @@ std::string alpaca_prompt(std::string_view instruction, std::string_view input, 
   prompt += "### Response:";
   if (form == PromptTemplate::kAlpacaLora) prompt += '\n';
   return prompt;
-}
-
-std::optional<ChatFormat> chat_format_of(const std::filesystem::path& model_folder) {
-  auto path = model_folder / "chat_template.jinja";
-  std::string jinja;
-  if (std::filesystem::exists(path)) {
-    jinja = MappedFile::open(path)->text();
-  } else {
-    path = model_folder / "tokenizer_config.json";
-    jinja = read_tokenizer_config(model_folder).chat_template;
-  }
-  if (jinja.empty()) return std::nullopt;
-  std::optional<ChatFormat> format = recognize(jinja);
-  if (!format) {
-    throw InputError(str(path.string(),
-                         ": this chat template is not known; known: ChatML, with or without a default system "
-                         "text (as SmolLM2-Instruct has); name a template in the recipe"));
-  }
-  return format;
 }
 
 }  // namespace dagmoe

@@ -222,15 +222,15 @@ Record read_record(RecordFormat format, const RawRecord& raw) {
   throw InternalError("read_record: unknown record format");
 }
 
-std::vector<PromptPiece> sample_text(const Record& record, const SampleTextOptions& options) {
-  if (options.prompt_template == PromptTemplate::kChatMl) {
-    return render_chatml(as_messages(record), options.default_system, /*add_generation_prompt=*/false);
+std::vector<PromptPiece> sample_text(const Record& record, const ChatFormat& format) {
+  if (format.form != PromptTemplate::kAlpaca && format.form != PromptTemplate::kAlpacaLora) {
+    return render_chat(format, as_messages(record), /*add_generation_prompt=*/false);
   }
   const Record exchange = single_exchange(record);
   // The prompt is one piece, as generation encodes it. It holds users' text, and the template's own has no control
   // tokens.
   PromptPiece prompt, answer;
-  prompt.text = alpaca_prompt(exchange.instruction, exchange.input, options.prompt_template);
+  prompt.text = alpaca_prompt(exchange.instruction, exchange.input, format.form);
   answer.text = exchange.output;
   answer.is_supervised = true;
   answer.ends_turn = true;

@@ -31,14 +31,9 @@ struct Record {
 /// 'output' is missing; format 'alpaca' needs instruction, output".
 Record read_record(RecordFormat format, const RawRecord& raw);
 
-/// The text of a sample under a template. A single-turn record under chatml is one user turn (instruction, then a blank
-/// line and the input when there is one) and one assistant turn. A conversation under an alpaca form must be a single
-/// exchange.
-struct SampleTextOptions {
-  PromptTemplate prompt_template = PromptTemplate::kAlpaca;
-  std::string default_system = {};  ///< chatml only
-};
-/// Throws InputError with the reason only.
-std::vector<PromptPiece> sample_text(const Record& record, const SampleTextOptions& options);
+/// The text of a sample under a template. A single-turn record under a chat template is one user turn (instruction,
+/// then a blank line and the input when there is one) and one assistant turn. A conversation under an alpaca form must
+/// be a single exchange. Throws InputError with the reason only.
+std::vector<PromptPiece> sample_text(const Record& record, const ChatFormat& format);
 
 }  // namespace dagmoe

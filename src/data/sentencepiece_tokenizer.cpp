@@ -8,42 +8,21 @@
 #include "base/error.h"
 #include "base/mapped_file.h"
 #include "base/text.h"
+#include "data/bpe_model.h"
+#include "data/tokenizer_json_parts.h"
+#include "data/tokenizer_post_processor.h"
 #include "data/unicode.h"
+#include "data/unigram_model.h"
 
 namespace dagmoe {
 
 namespace {
 
-constexpr std::string_view kSpaceSymbol = "\u2581";
-
-/// Calls `visit` for a part of a tokenizer.json, or for every member when it is a sequence.
-template <class Visit>
-void for_each_part(const Json& settings, std::string_view key, std::string_view list_key, Visit visit) {
-  const auto part = settings.find(key);
-  if (part == settings.end() || part->is_null()) return;
-  const auto list = part->find(list_key);
-  if (list == part->end()) return visit(*part);
-  for (const Json& inner : *list) visit(inner);
-}
-
-SpacePrefix metaspace_prefix(const Json& metaspace, const std::string& where) {
-  const auto scheme = metaspace.find("prepend_scheme");
-  if (scheme == metaspace.end()) {  // before tokenizers 0.15
-    const auto prefix = metaspace.find("add_prefix_space");
-    return prefix != metaspace.end() && *prefix == false ? SpacePrefix::kNever : SpacePrefix::kAlways;
-  }
-  if (*scheme == "always") return SpacePrefix::kAlways;
-  if (*scheme == "first") return SpacePrefix::kFirst;
-  if (*scheme == "never") return SpacePrefix::kNever;
-  throw InputError(
-      str(where, ": Metaspace: prepend_scheme ", scheme->dump(), " is not known; known: always, first, never"));
-}
-
 /// `Prepend` in the normalizer is the model's own behaviour; a Metaspace pre-tokenizer says its own; neither means no
 /// prefix.
 SpacePrefix prefix_of(const TokenizerJson& document) {
   SpacePrefix prefix = SpacePrefix::kNever;
-  for_each_part(document.settings, "normalizer", "normalizers", [&](const Json& part) {
+  for_each_part(find_part(document.settings, "normalizer"), "normalizers", [&](const Json& part) {
     const std::string where = document.where + ": normalizer";
     const std::string type = json_string(part, "type", where);
     if (type == "Prepend") prefix = SpacePrefix::kModel;
@@ -52,7 +31,7 @@ SpacePrefix prefix_of(const TokenizerJson& document) {
       throw InputError(str(where, ": type '", type, "' is not known for a sentencepiece model"));
     }
   });
-  for_each_part(document.settings, "pre_tokenizer", "pretokenizers", [&](const Json& part) {
+  for_each_part(find_part(document.settings, "pre_tokenizer"), "pretokenizers", [&](const Json& part) {
     const std::string where = document.where + ": pre_tokenizer";
     const std::string type = json_string(part, "type", where);
     if (type == "Metaspace") prefix = metaspace_prefix(part, where);
@@ -62,17 +41,6 @@ SpacePrefix prefix_of(const TokenizerJson& document) {
     }
   });
   return prefix;
-}
-
-/// Whether the post-processor puts a special token before the text; nullopt when there is none.
-std::optional<bool> adds_bos_of(const TokenizerJson& document) {
-  std::optional<bool> result;
-  for_each_part(document.settings, "post_processor", "processors", [&](const Json& part) {
-    if (json_string(part, "type", document.where) != "TemplateProcessing") return;
-    const auto single = part.find("single");
-    result = single != part.end() && single->is_array() && !single->empty() && (*single)[0].contains("SpecialToken");
-  });
-  return result;
 }
 
 class SentencePieceTokenizer final : public Tokenizer {
@@ -88,6 +56,7 @@ class SentencePieceTokenizer final : public Tokenizer {
   std::optional<TokenId> id_of(std::string_view token) const override;
   std::int64_t vocab_size() const noexcept override { return vocab_size_; }
   bool adds_bos() const noexcept override { return adds_bos_; }
+  bool adds_eos() const noexcept override { return adds_eos_; }
   std::string description() const override;
   std::int64_t count_lost_bytes(std::string_view text) const override;
 
@@ -97,18 +66,19 @@ class SentencePieceTokenizer final : public Tokenizer {
   void collect_special_tokens(const SentencePieceSettings& settings, const std::string& where);
   std::optional<TokenId> special_id(const std::optional<std::string>& name, int id_in_model,
                                     const std::string& where) const;
-  bool adds_prefix(std::string_view stretch, bool is_first) const;
   void append_stretch(std::string_view text, bool with_prefix, std::vector<TokenId>& ids) const;
   bool is_special(TokenId id) const { return special_.contains(id) && special_.at(id).special; }
 
   Processor with_prefix_, without_prefix_;
+  std::optional<UnigramModel> unigram_;  // for unigram models; the library only normalizes then
+  bool byte_fallback_ = false;
   bool model_adds_prefix_ = false;  // the .model file asks for the leading space
   SpacePrefix prefix_;
   std::unordered_map<TokenId, AddedToken> special_;  // control pieces and added tokens, by id
   AddedTokenMatcher matcher_;
   std::optional<TokenId> bos_, eos_;
   std::int64_t num_pieces_ = 0, vocab_size_ = 0;
-  bool adds_bos_ = false;
+  bool adds_bos_ = false, adds_eos_ = false;
 };
 
 SentencePieceTokenizer::SentencePieceTokenizer(const std::filesystem::path& file, const SentencePieceSettings& settings,
@@ -119,6 +89,7 @@ SentencePieceTokenizer::SentencePieceTokenizer(const std::filesystem::path& file
   bos_ = special_id(config.bos, with_prefix_.bos_id(), file.string());
   eos_ = special_id(config.eos, with_prefix_.eos_id(), file.string());
   adds_bos_ = bos_ && settings.adds_bos.value_or(true);
+  adds_eos_ = eos_ && settings.adds_eos;
 }
 
 void SentencePieceTokenizer::load(const std::filesystem::path& file) {
@@ -126,6 +97,9 @@ void SentencePieceTokenizer::load(const std::filesystem::path& file) {
   if (!with_prefix_.LoadFromSerializedProto(proto).ok()) {
     throw InputError(file.string() + ": is no sentencepiece model; is the download complete?");
   }
+  SentencePieceFile parts = read_sentencepiece_file(proto, file.string());
+  byte_fallback_ = parts.byte_fallback;
+  if (parts.is_unigram) unigram_.emplace(std::move(parts));
   // The same model with normalizer_spec.add_dummy_prefix = false: protobuf merges a message that occurs twice, so a
   // second field 3 (ModelProto.normalizer_spec) that holds field 3 (add_dummy_prefix) overrides the first.
   proto += std::string_view("\x1A\x02\x18\x00", 4);
@@ -167,29 +141,31 @@ std::optional<TokenId> SentencePieceTokenizer::special_id(const std::optional<st
   return id;
 }
 
-bool SentencePieceTokenizer::adds_prefix(std::string_view stretch, bool is_first) const {
-  const bool begins_with_space = stretch.starts_with(' ') || stretch.starts_with(kSpaceSymbol);
-  switch (prefix_) {
-    case SpacePrefix::kModel:
-      return true;
-    case SpacePrefix::kAlways:
-      return !begins_with_space;
-    case SpacePrefix::kFirst:
-      return is_first && !begins_with_space;
-    case SpacePrefix::kNever:
-      return false;
-  }
-  return false;
-}
-
 void SentencePieceTokenizer::append_stretch(std::string_view text, bool with_prefix, std::vector<TokenId>& ids) const {
-  std::vector<int> encoded;
-  const auto status = (with_prefix ? with_prefix_ : without_prefix_).Encode({text.data(), text.size()}, &encoded);
-  if (!status.ok()) throw InternalError(str("sentencepiece cannot encode a text: ", status.ToString()));
-  ids.insert(ids.end(), encoded.begin(), encoded.end());
+  const Processor& processor = with_prefix ? with_prefix_ : without_prefix_;
+  const auto check = [](const auto& status) {
+    if (!status.ok()) throw InternalError(str("sentencepiece cannot encode a text: ", status.ToString()));
+  };
+  if (!unigram_) {
+    std::vector<int> encoded;
+    check(processor.Encode({text.data(), text.size()}, &encoded));
+    ids.insert(ids.end(), encoded.begin(), encoded.end());
+    return;
+  }
+  // The library's pieces, whichever it takes, are together the normalized text.
+  std::vector<std::string> pieces;
+  check(processor.Encode({text.data(), text.size()}, &pieces));
+  std::string normalized;
+  for (const std::string& piece : pieces) {
+    const auto byte = byte_fallback_ ? fallback_byte(piece) : std::nullopt;
+    byte ? normalized.append(1, static_cast<char>(*byte)) : normalized.append(piece);
+  }
+  unigram_->append(normalized, ids);
 }
 
 std::vector<TokenId> SentencePieceTokenizer::encode(std::string_view text, EncodeOptions options) const {
+  std::string valid;
+  if (!is_valid_utf8(text)) text = valid = replace_invalid_utf8(text);
   std::vector<TokenId> ids;
   if (options.add_bos && bos_) ids.push_back(*bos_);
   std::vector<TextStretch> stretches;
@@ -199,8 +175,10 @@ std::vector<TokenId> SentencePieceTokenizer::encode(std::string_view text, Encod
       ids.push_back(stretch.added_id);
       continue;
     }
-    const bool is_first = stretch.text.data() == text.data();
-    append_stretch(stretch.text, !(options.continues && is_first) && adds_prefix(stretch.text, is_first), ids);
+    const bool begins = stretch.text.data() == text.data();
+    const bool with_prefix =
+        !(options.continues && begins) && adds_space_prefix(prefix_, stretch.text, begins && !options.after_control);
+    append_stretch(stretch.text, with_prefix, ids);
   }
   if (options.add_eos && eos_) ids.push_back(*eos_);
   return ids;
@@ -213,9 +191,7 @@ std::string SentencePieceTokenizer::token_bytes(TokenId id) const {
   if (with_prefix_.IsByte(id)) {  // "<0x0A>"
     return std::string(1, static_cast<char>(std::stoi(piece.substr(3, 2), nullptr, 16)));
   }
-  for (std::size_t at = piece.find(kSpaceSymbol); at != std::string::npos; at = piece.find(kSpaceSymbol, at + 1)) {
-    piece.replace(at, kSpaceSymbol.size(), " ");
-  }
+  restore_spaces(piece);
   return piece;
 }
 
@@ -249,23 +225,23 @@ std::int64_t SentencePieceTokenizer::count_lost_bytes(std::string_view text) con
 }
 
 std::string SentencePieceTokenizer::description() const {
-  const char* const prefix = prefix_ == SpacePrefix::kModel    ? "as the model says"
-                             : prefix_ == SpacePrefix::kAlways ? "before every stretch"
-                             : prefix_ == SpacePrefix::kFirst  ? "before the first stretch"
-                                                               : "never";
-  return str("sentencepiece, leading space ", prefix, ", ", vocab_size_, " tokens", adds_bos_ ? ", BOS first" : "");
+  return str("sentencepiece, leading space ", prefix_text(prefix_), ", ", vocab_size_, " tokens",
+             adds_bos_ ? ", BOS first" : "", adds_eos_ ? ", EOS last" : "");
 }
 
 }  // namespace
 
 SentencePieceSettings sentencepiece_settings(const TokenizerJson* document, const TokenizerConfig& config) {
-  SentencePieceSettings settings{.adds_bos = config.add_bos, .added_tokens = config.added_tokens};
+  SentencePieceSettings settings{
+      .adds_bos = config.add_bos, .adds_eos = config.add_eos.value_or(false), .added_tokens = config.added_tokens};
   if (document == nullptr) {
     if (config.legacy) settings.prefix = *config.legacy ? SpacePrefix::kAlways : SpacePrefix::kFirst;
     return settings;
   }
   settings.prefix = prefix_of(*document);
-  if (const std::optional<bool> adds_bos = adds_bos_of(*document)) settings.adds_bos = adds_bos;
+  const SpecialFrame frame = special_frame(*document, config);
+  if (find_part(document->settings, "post_processor") != nullptr) settings.adds_bos = frame.before.has_value();
+  settings.adds_eos = frame.behind.has_value();
   for (const AddedToken& token : read_added_tokens(*document)) settings.added_tokens.push_back(token);
   return settings;
 }

@@ -5,25 +5,18 @@
 #include <optional>
 #include <vector>
 
+#include "data/metaspace.h"
 #include "data/tokenizer.h"
 #include "data/tokenizer_config.h"
 #include "data/tokenizer_json.h"
 
 namespace dagmoe {
 
-/// Where a stretch of text gets sentencepiece's leading space (contracts.md 3.2). The names are those of Hugging Face's
-/// Metaspace, which never adds one to text that begins with a space.
-enum class SpacePrefix {
-  kModel,   ///< every stretch, as the .model file itself does it; also the legacy normalizer form
-  kAlways,  ///< every stretch that does not begin with a space
-  kFirst,   ///< the same for the first stretch only
-  kNever
-};
-
 /// What a model folder says beside its tokenizer.model.
 struct SentencePieceSettings {
   SpacePrefix prefix = SpacePrefix::kModel;
-  std::optional<bool> adds_bos;          ///< absent: when the model has a BOS
+  std::optional<bool> adds_bos;  ///< absent: when the model has a BOS
+  bool adds_eos = false;
   std::vector<AddedToken> added_tokens;  ///< beside the control pieces of the model
 };
 

@@ -15,12 +15,14 @@ using TokenId = std::int32_t;
 
 /// How text is encoded. `parse_special`: "<|im_end|>" in the text becomes its control token, as Hugging Face does for
 /// every text; data loaders switch it off for users' text. `continues`: the text follows other text, so sentencepiece
-/// adds no leading space.
+/// adds no leading space. `after_control`: it follows a control token, so sentencepiece adds one where its rule says
+/// "every stretch", but not where it says "the first".
 struct EncodeOptions {
-  bool add_bos = false, add_eos = false, parse_special = true, continues = false;
+  bool add_bos = false, add_eos = false, parse_special = true, continues = false, after_control = false;
 };
 
-/// Text <-> token ids. Thread-safe: encode and decode change nothing.
+/// Text <-> token ids. Thread-safe: encode and decode change nothing. Text that is not valid UTF-8 is encoded as if
+/// every maximal invalid piece of it were U+FFFD, as Python's bytes.decode("utf-8", "replace") has it.
 class Tokenizer {
  public:
   virtual ~Tokenizer() = default;
@@ -36,15 +38,19 @@ class Tokenizer {
   virtual std::int64_t vocab_size() const noexcept = 0;  ///< largest id + 1
   /// True when encode with "special tokens" on puts BOS first (post-processor or add_bos_token).
   virtual bool adds_bos() const noexcept = 0;
+  /// The same for EOS behind the text. Evaluation follows it, as lm-evaluation-harness does; training and chat do not:
+  /// their templates end an answer themselves and leave a prompt open.
+  virtual bool adds_eos() const noexcept { return false; }
   /// Number of bytes of `text` that no token stands for: encode drops them or puts an unknown token there.
   virtual std::int64_t count_lost_bytes(std::string_view text) const = 0;
   /// One line for people: "byte-level BPE, pre-tokenizer digits + gpt2, 49152 tokens".
   virtual std::string description() const = 0;
 };
 
-/// The tokenizer of a model folder: tokenizer.json (byte-level BPE), else tokenizer.model (sentencepiece), with
-/// tokenizer_config.json beside it for BOS/EOS and the chat template. Throws InputError when there is none or when a
-/// part of it (pre-tokenizer, normalizer) is not known: never a guess.
+/// The tokenizer of a model folder: tokenizer.json (BPE, byte-level or converted from sentencepiece), else
+/// tokenizer.model (sentencepiece, BPE or unigram), else vocab.json and merges.txt (GPT-2, Qwen2), with
+/// tokenizer_config.json beside it for BOS/EOS. Throws InputError when there is none or when a part of it
+/// (pre-tokenizer, normalizer) is not known: never a guess.
 std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& folder);
 /// Whether a folder has any of the files that load_tokenizer reads.
 bool has_tokenizer(const std::filesystem::path& folder);

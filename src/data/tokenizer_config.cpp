@@ -66,6 +66,10 @@ TokenizerConfig read_tokenizer_config(const std::filesystem::path& folder) {
     const Json config = read_json_file(path);
     if (!config.is_object()) throw InputError(path.string() + ": found no JSON object");
     read_tokens(config, path.string(), result);
+    if (const auto found = config.find("tokenizer_class"); found != config.end() && !found->is_null()) {
+      result.tokenizer_class = json_string(config, "tokenizer_class", path.string());
+    }
+    result.add_prefix_space = read_flag(config, "add_prefix_space", path.string());
     result.add_bos = read_flag(config, "add_bos_token", path.string());
     result.add_eos = read_flag(config, "add_eos_token", path.string());
     result.legacy = read_flag(config, "legacy", path.string());

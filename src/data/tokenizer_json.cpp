@@ -2,9 +2,14 @@
 
 #include <simdjson.h>
 
+#include <algorithm>
+#include <optional>
+
 #include "base/error.h"
 #include "base/mapped_file.h"
 #include "base/text.h"
+#include "data/byte_bpe_split.h"
+#include "data/tokenizer_config.h"
 
 namespace dagmoe {
 
@@ -13,8 +18,7 @@ namespace {
 using Element = simdjson::dom::element;
 using Object = simdjson::dom::object;
 
-void read_vocabulary(const Object& vocabulary, TokenizerJson& document) {
-  const std::string where = document.where + ": model.vocab";
+void read_vocabulary(const Object& vocabulary, const std::string& where, TokenizerJson& document) {
   for (const auto [token, value] : vocabulary) {
     std::int64_t id = -1;
     if (value.get(id) != simdjson::SUCCESS || id < 0 || id > kMaxTokenId) {
@@ -31,12 +35,16 @@ void read_vocabulary(const Object& vocabulary, TokenizerJson& document) {
   }
 }
 
+/// "a b"; nullopt for anything but two parts.
+std::optional<std::pair<std::string, std::string>> split_merge(std::string_view text) {
+  const std::size_t space = text.find(' ');
+  if (space == std::string_view::npos || text.find(' ', space + 1) != std::string_view::npos) return std::nullopt;
+  return std::pair(std::string(text.substr(0, space)), std::string(text.substr(space + 1)));
+}
+
 std::pair<std::string, std::string> read_merge(const Element& merge, const std::string& where) {
   if (std::string_view text; merge.get(text) == simdjson::SUCCESS) {
-    const std::size_t space = text.find(' ');
-    if (space != std::string_view::npos && text.find(' ', space + 1) == std::string_view::npos) {
-      return {std::string(text.substr(0, space)), std::string(text.substr(space + 1))};
-    }
+    if (auto parts = split_merge(text)) return *std::move(parts);
   } else if (simdjson::dom::array pair; merge.get(pair) == simdjson::SUCCESS && pair.size() == 2) {
     std::string_view left, right;
     if (pair.at(0).get(left) == simdjson::SUCCESS && pair.at(1).get(right) == simdjson::SUCCESS) {
@@ -52,7 +60,7 @@ void read_model(const Object& model, TokenizerJson& document) {
     Object vocabulary;
     simdjson::dom::array merges;
     if (key == "vocab" && value.get(vocabulary) == simdjson::SUCCESS) {
-      read_vocabulary(vocabulary, document);
+      read_vocabulary(vocabulary, document.where + ": model.vocab", document);
     } else if (key == "merges" && value.get(merges) == simdjson::SUCCESS) {
       document.merges.reserve(merges.size());
       for (const Element merge : merges) {
@@ -65,23 +73,48 @@ void read_model(const Object& model, TokenizerJson& document) {
   document.settings["model"] = std::move(settings);
 }
 
+/// The parts beside vocabulary and merges, by the class in tokenizer_config.json.
+Json class_settings(const TokenizerConfig& config, const std::string& where) {
+  const bool is_qwen = config.tokenizer_class == "Qwen2Tokenizer";
+  if (!is_qwen && config.tokenizer_class != "GPT2Tokenizer") {
+    throw InputError(str(where, ": vocab.json and merges.txt without tokenizer.json: found tokenizer_class '",
+                         config.tokenizer_class, "', expected GPT2Tokenizer or Qwen2Tokenizer"));
+  }
+  const Json byte_level = {
+      {"type", "ByteLevel"}, {"add_prefix_space", config.add_prefix_space.value_or(false)}, {"use_regex", !is_qwen}};
+  Json settings = {{"added_tokens", Json::array()}, {"pre_tokenizer", byte_level}, {"decoder", byte_level}};
+  if (is_qwen) {
+    const Json split = {{"type", "Split"}, {"pattern", {{"Regex", kQwen2Regex}}}, {"behavior", "Isolated"}};
+    settings["normalizer"] = {{"type", "NFC"}};
+    settings["pre_tokenizer"] = {{"type", "Sequence"}, {"pretokenizers", Json::array({split, byte_level})}};
+  }
+  settings["model"] = {{"type", "BPE"}};
+  return settings;
+}
+
+/// Parses a file whose root is an object; the parser owns it.
+Object parse_file(const std::filesystem::path& path, simdjson::dom::parser& parser) {
+  const auto file = MappedFile::open(path);
+  const std::string_view text = file->text();
+  Element root;
+  // An empty file has no bytes to point at, which simdjson's memcpy does not like.
+  const auto error = text.empty() ? simdjson::EMPTY : parser.parse(text.data(), text.size()).get(root);
+  if (error) {
+    parse_json(text, path.string());  // knows line and column
+    throw InputError(str(path.string(), ": broken JSON: ", simdjson::error_message(error)));
+  }
+  Object object;
+  if (root.get(object) != simdjson::SUCCESS) throw InputError(path.string() + ": found no JSON object");
+  return object;
+}
+
 }  // namespace
 
 TokenizerJson read_tokenizer_json(const std::filesystem::path& path) {
   TokenizerJson document;
   document.where = path.string();
-  const auto file = MappedFile::open(path);
-  const std::string_view text = file->text();
   simdjson::dom::parser parser;
-  Element root;
-  // An empty file has no bytes to point at, which simdjson's memcpy does not like.
-  const auto error = text.empty() ? simdjson::EMPTY : parser.parse(text.data(), text.size()).get(root);
-  if (error) {
-    parse_json(text, document.where);  // knows line and column
-    throw InputError(str(document.where, ": broken JSON: ", simdjson::error_message(error)));
-  }
-  Object object;
-  if (root.get(object) != simdjson::SUCCESS) throw InputError(document.where + ": found no JSON object");
+  const Object object = parse_file(path, parser);
   document.settings = Json::object();
   for (const auto [key, value] : object) {
     Object model;
@@ -93,6 +126,38 @@ TokenizerJson read_tokenizer_json(const std::filesystem::path& path) {
   }
   if (!document.settings.contains("model") || !document.settings["model"].is_object()) {
     throw InputError(document.where + ": 'model' is missing; is this a tokenizer.json?");
+  }
+  return document;
+}
+
+TokenizerJson read_vocab_and_merges(const std::filesystem::path& folder, const TokenizerConfig& config) {
+  const auto vocab_file = folder / "vocab.json", merges_file = folder / "merges.txt";
+  TokenizerJson document;
+  document.where = vocab_file.string();
+  document.settings = class_settings(config, folder.string());
+  simdjson::dom::parser parser;
+  read_vocabulary(parse_file(vocab_file, parser), document.where, document);
+  const auto file = MappedFile::open(merges_file);
+  std::size_t number = 0;
+  for (std::string_view rest = file->text(); !rest.empty();) {
+    const std::size_t end = std::min(rest.find('\n'), rest.size());
+    std::string_view line = rest.substr(0, end);
+    rest.remove_prefix(std::min(end + 1, rest.size()));
+    ++number;
+    if (line.ends_with('\r')) line.remove_suffix(1);
+    if (line.empty() || line.starts_with("#version")) continue;
+    auto merge = split_merge(line);
+    if (!merge) {
+      throw InputError(
+          str(merges_file.string(), ":", number, ": found ", quoted_for_message(line), ", expected two parts: a b"));
+    }
+    document.merges.push_back(*std::move(merge));
+  }
+  if (const auto path = folder / "added_tokens.json"; std::filesystem::exists(path)) {
+    const Json added = read_json_file(path);
+    for (const auto& [content, id] : added.items()) {
+      document.settings["added_tokens"].push_back({{"id", id}, {"content", content}, {"special", true}});
+    }
   }
   return document;
 }

@@ -137,4 +137,36 @@ std::string replace_invalid_utf8(std::string_view text) {
   return result;
 }
 
+std::string_view strip_white_space(std::string_view text) {
+  // Python counts the four separators U+001C to U+001F, too.
+  const auto is_space = [](const Utf8Char& c) {
+    return c.value != kInvalidCodePoint &&
+           (char_class_table()[c.value] == CharClass::kSpace || (c.value >= 0x1C && c.value <= 0x1F));
+  };
+  while (!text.empty()) {
+    const Utf8Char c = decode_utf8(text, 0);
+    if (!is_space(c)) break;
+    text.remove_prefix(c.length);
+  }
+  while (!text.empty()) {
+    std::size_t start = text.size() - 1;
+    while (start > 0 && (static_cast<unsigned char>(text[start]) & 0xC0) == 0x80) --start;
+    if (!is_space(decode_utf8(text, start))) break;
+    text = text.substr(0, start);
+  }
+  return text;
+}
+
+void replace_all(std::string& text, std::string_view from, std::string_view to) {
+  if (text.find(from) == std::string::npos) return;
+  std::string result;
+  result.reserve(text.size());
+  std::size_t done = 0;
+  for (std::size_t at = text.find(from); at != std::string::npos; at = text.find(from, done)) {
+    result.append(text, done, at - done).append(to);
+    done = at + from.size();
+  }
+  text = result.append(text, done);
+}
+
 }  // namespace dagmoe

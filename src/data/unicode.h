@@ -32,5 +32,9 @@ bool is_word_char(char32_t code_point);
 std::string normalize_nfc(std::string_view text);
 /// Every maximal piece that is no valid UTF-8 becomes one U+FFFD, as Unicode and Rust's from_utf8_lossy do.
 std::string replace_invalid_utf8(std::string_view text);
+/// Without white space at both ends, as Python's str.strip() and Jinja's trim see it.
+std::string_view strip_white_space(std::string_view text);
+/// Every occurrence of `from`, which is not empty, becomes `to`.
+void replace_all(std::string& text, std::string_view from, std::string_view to);
 
 }  // namespace dagmoe

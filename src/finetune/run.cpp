@@ -44,19 +44,17 @@ ModelConfig run_config(const Recipe& recipe, const ModelConfig& checkpoint) {
   return config;
 }
 
-std::vector<SourceConfig> sources(const Recipe& recipe, const std::vector<DataRecipe>& data,
-                                  const std::optional<ChatFormat>& chat) {
+std::vector<SourceConfig> sources(const Recipe& recipe, const std::vector<DataRecipe>& data) {
   std::vector<SourceConfig> result;
   for (const DataRecipe& from : data) {
     SourceConfig source;
     source.path = from.path;
     source.format = from.format;
     if (from.prompt_template == "auto") {
-      source.prompt_template = chat ? chat->form : PromptTemplate::kAlpaca;
+      source.chat = chat_format_of(recipe.model.path).value_or(chat_format(PromptTemplate::kAlpaca));
     } else {
-      source.prompt_template = *prompt_template_named(from.prompt_template);
+      source.chat = chat_format(*prompt_template_named(from.prompt_template), recipe.model.path);
     }
-    if (source.prompt_template == PromptTemplate::kChatMl && chat) source.default_system = chat->default_system;
     result.push_back(std::move(source));
   }
   for (const SourceConfig& source : result) {
@@ -181,18 +179,17 @@ RunResult run_finetune(const Recipe& recipe, const RunOptions& options) {
   log_info(group_table(group_rows(config, trainable)));
 
   const auto tokenizer = load_tokenizer(recipe.model.path);
-  const auto chat = chat_format_of(recipe.model.path);
   ExampleStreamOptions stream_options{.max_seq_len = recipe.data.max_seq_len,
                                       .max_bad_records = recipe.data.max_bad_records,
                                       .limit = recipe.data.limit,
                                       .shuffle = true,
                                       .seed = static_cast<std::uint64_t>(recipe.seed)};
-  ExampleStream train(sources(recipe, recipe.data.train, chat), *tokenizer, stream_options);
+  ExampleStream train(sources(recipe, recipe.data.train), *tokenizer, stream_options);
   report_counters("train", train.counters());
   std::optional<ExampleStream> valid;
   stream_options.shuffle = false, stream_options.limit = 0;
   if (!recipe.data.valid.empty()) {
-    valid.emplace(sources(recipe, recipe.data.valid, chat), *tokenizer, stream_options);
+    valid.emplace(sources(recipe, recipe.data.valid), *tokenizer, stream_options);
     report_counters("valid", valid->counters());
   }
 

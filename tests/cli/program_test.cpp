@@ -142,6 +142,12 @@ TEST_CASE("program: upcycle, finetune, eval, generate and inspect work in a row"
       dagmoe_run(folder, "generate --model " + model + " --chat --prompt Hi --max-new-tokens 5 --json");
   REQUIRE(text.code == 0);
   REQUIRE(Json::parse(text.out)["new_tokens"].get<int>() <= 5);
+  const std::string named = "generate --model " + model + " --chat --prompt Hi --max-new-tokens 5 --chat-template ";
+  REQUIRE(dagmoe_run(folder, named + "deepseek --json").code == 0);
+  const Outcome unknown = dagmoe_run(folder, named + "lama-2");
+  REQUIRE(unknown.code == 2);
+  REQUIRE_THAT(unknown.err, Catch::Contains("--chat-template: found 'lama-2', expected one of alpaca, ") &&
+                                Catch::Contains("llama-2"));
   REQUIRE_THAT(dagmoe_run(folder, "inspect " + model).out,
-               Catch::Contains("dagmoe") && Catch::Contains("byte-level BPE"));
+               Catch::Contains("dagmoe") && Catch::Contains("byte-level BPE") && Catch::Contains("chatml"));
 }

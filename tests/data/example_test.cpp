@@ -302,7 +302,7 @@ TEST_CASE("example stream: a conversation that its template has no room for is a
   CHECK_THROWS_WITH(ExampleStream({alpaca}, tokenizer, {}),
                     Contains(":1: a conversation of 3 messages with a system turn"));
   SourceConfig chatml = alpaca;
-  chatml.prompt_template = PromptTemplate::kChatMl;
+  chatml.chat.form = PromptTemplate::kChatMl;
   ExampleStream stream({chatml}, tokenizer, {});
   CHECK(shown(tokenizer, *stream.next()) ==
         "<|im_start|>system\ns<|im_end|>\n<|im_start|>user\nu<|im_end|>\n<|im_start|>assistant\n[a<|im_end|>]\n");

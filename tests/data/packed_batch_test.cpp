@@ -77,7 +77,7 @@ class StepTest {
   ExampleStream stream(ExampleStreamOptions options = {.shuffle = false}) const {
     options.max_seq_len = 100000;
     return ExampleStream(
-        {{.path = file_.path(), .format = RecordFormat::kPromptCompletion, .prompt_template = PromptTemplate::kChatMl}},
+        {{.path = file_.path(), .format = RecordFormat::kPromptCompletion, .chat = {.form = PromptTemplate::kChatMl}}},
         tokenizer_, options);
   }
 

@@ -181,7 +181,7 @@ TEST_CASE("sample text: both Alpaca forms byte for byte, the answer directly beh
 }
 
 TEST_CASE("sample text: alpaca_lora has a line break before the answer", "[data]") {
-  CHECK(shown(sample_text({.instruction = "Hi", .output = "Ho"}, {.prompt_template = PromptTemplate::kAlpacaLora})) ==
+  CHECK(shown(sample_text({.instruction = "Hi", .output = "Ho"}, {.form = PromptTemplate::kAlpacaLora})) ==
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nHi\n\n### Response:\n[Ho$]");
 }
@@ -194,7 +194,7 @@ TEST_CASE("sample text: an Alpaca prompt is one piece whose control tokens are p
 }
 
 TEST_CASE("sample text: a single-turn record under chatml is one question and one answer", "[data]") {
-  const SampleTextOptions chatml = {.prompt_template = PromptTemplate::kChatMl};
+  const ChatFormat chatml = {.form = PromptTemplate::kChatMl};
   const auto text = [](const std::vector<PromptPiece>& pieces) {
     std::string all;
     for (const PromptPiece& piece : pieces) all += piece.text;
@@ -206,7 +206,7 @@ TEST_CASE("sample text: a single-turn record under chatml is one question and on
         "<|im_start|>user\nAdd.\n\n1 2<|im_end|>\n<|im_start|>assistant\n3<|im_end|>\n");
   CHECK(
       text(sample_text({.instruction = "Hi", .output = "Ho"},
-                       {.prompt_template = PromptTemplate::kChatMl, .default_system = "Be kind."})) ==
+                       {.form = PromptTemplate::kChatMl, .default_system = "Be kind."})) ==
       "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\nHo<|im_end|>\n");
 }
 

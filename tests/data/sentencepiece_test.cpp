@@ -1,11 +1,15 @@
+#include <algorithm>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
 #include <random>
+#include <unordered_set>
 
 #include "base/error.h"
 #include "base/json.h"
+#include "data/bpe_tokenizer.h"
 #include "data/sentencepiece_tokenizer.h"
+#include "data/unigram_model.h"
 #include "tests/support/catch.h"
 #include "tests/support/text_file.h"
 
@@ -36,6 +40,30 @@ TokenizerConfig with_legacy(bool legacy) {
 
 TokenizerJson document(const char* settings) {
   return {.where = "tokenizer.json", .settings = Json::parse(settings), .tokens = {}, .merges = {}};
+}
+
+/// The tokenizer.json that a converter makes of a sentencepiece BPE model: every pair of pieces that is a piece, best
+/// score first.
+TokenizerJson fast_form_of(const fs::path& model) {
+  std::ifstream file(model, std::ios::binary);
+  const std::string bytes{std::istreambuf_iterator<char>(file), {}};
+  const SentencePieceFile parts = read_sentencepiece_file(bytes, model.string());
+  TokenizerJson result = document(R"({"model": {"type": "BPE", "unk_token": "<unk>", "fuse_unk": true,
+    "byte_fallback": true}, "pre_tokenizer": null, "normalizer": {"type": "Sequence", "normalizers": [
+    {"type": "Prepend", "prepend": "\u2581"}, {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}]},
+    "decoder": {"type": "Sequence", "decoders": [{"type": "Replace"}, {"type": "ByteFallback"}, {"type": "Fuse"}]},
+    "added_tokens": [{"id": 1, "content": "<s>", "special": true}, {"id": 2, "content": "</s>", "special": true}]})");
+  std::unordered_set<std::string> known;
+  for (const SentencePiece& piece : parts.pieces) known.insert(piece.text), result.tokens.push_back(piece.text);
+  std::vector<SentencePiece> by_score = parts.pieces;
+  std::stable_sort(by_score.begin(), by_score.end(), [](const auto& a, const auto& b) { return a.score > b.score; });
+  for (const SentencePiece& piece : by_score) {
+    for (std::size_t cut = 1; cut < piece.text.size(); ++cut) {
+      std::pair halves(piece.text.substr(0, cut), piece.text.substr(cut));
+      if (known.contains(halves.first) && known.contains(halves.second)) result.merges.push_back(std::move(halves));
+    }
+  }
+  return result;
 }
 
 }  // namespace
@@ -196,4 +224,22 @@ TEST_CASE("sentencepiece: a damaged model is refused", "[data]") {
   const std::string bytes{std::istreambuf_iterator<char>(model), {}};
   const TextFile cut("tokenizer.model", bytes.substr(0, bytes.size() / 2));
   CHECK_THROWS_AS(load_sentencepiece(cut.path()), InputError);
+}
+
+TEST_CASE("Llama-2: its fast form, without the .model beside it, gives the ids of sentencepiece", "[data]") {
+  if (!fs::exists(llama2_model())) DAGMOE_SKIP("no shared data at " + llama2_model().string());
+  const fs::path corpus = shared_tokenizers().parent_path() / "corpora/wikitext-2.test.txt";
+  if (!fs::exists(corpus)) DAGMOE_SKIP("no shared data at " + corpus.string());
+  const auto fast = make_bpe_tokenizer(fast_form_of(llama2_model()), {});
+  const auto library = load_sentencepiece(llama2_model());
+  CHECK(fast->encode("  Hello") == Ids{259, 15043});
+  CHECK(fast->encode("a</s>b") == Ids{263, 2, 289});
+  std::ifstream file(corpus);
+  std::int64_t num_lines = 0;
+  for (std::string line; std::getline(file, line) && num_lines < 1000; ++num_lines) {
+    CAPTURE(line);
+    // The corpus has "<unk>", which stays text.
+    REQUIRE(fast->encode(line, {.parse_special = false}) == library->encode(line, {.parse_special = false}));
+  }
+  CHECK(num_lines == 1000);
 }

@@ -8,7 +8,7 @@
 
 #include "base/error.h"
 #include "base/json.h"
-#include "data/byte_bpe_model.h"
+#include "data/bpe_model.h"
 #include "data/tokenizer_json.h"
 #include "tests/support/catch.h"
 
@@ -165,7 +165,8 @@ TEST_CASE("tokenizer_config.json: names special tokens, as texts or as objects",
 
 TEST_CASE("tokenizer.json: broken files are refused with their path and reason", "[data]") {
   const Folder folder;
-  check_message(folder.path(), "no tokenizer: found neither tokenizer.json nor tokenizer.model");
+  check_message(folder.path(),
+                "no tokenizer: found neither tokenizer.json, tokenizer.model, nor vocab.json with merges.txt");
   const auto refuse = [&](const std::string& text, const std::string& reason) {
     folder.write("tokenizer.json", text);
     check_message(folder.path(), (folder.path() / "tokenizer.json").string() + reason);

@@ -240,7 +240,12 @@ TEST_CASE("valid_loss: chatml takes the model's default system turn", "[eval]") 
                                      "\n");
   TableModel model;
   EvalOptions options = options_for(file);
-  options.default_system = "Be brief.";
+  const TextFile config("tokenizer_config.json",
+                        R"({"chat_template": "{% for message in messages %}{% if loop.first and )"
+                        R"(messages[0]['role'] != 'system' %}<|im_start|>system\nBe brief.<|im_end|>\n{% endif %}{{ )"
+                        R"('<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }})"
+                        R"({% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"})");
+  options.model_folder = config.path().parent_path();
   evaluate(parse_task(std::string(kLossTask) + "template: chatml\n", "l.yaml"), model, options);
   std::string text;
   for (const PromptPiece& piece : model.loss_requests.front().pieces) text += piece.text;

@@ -90,6 +90,13 @@ TEST_CASE("encode_request: a tokenizer that adds BOS does so once", "[eval]") {
   CHECK(encoded(tokenizer, "<s>a", "b").context == Ids{kByteBos, 'a'});
 }
 
+TEST_CASE("encode_request: a tokenizer that adds EOS does so, as lm-evaluation-harness has it", "[eval]") {
+  const ByteTokenizer tokenizer({.adds_eos = true});
+  CHECK(encoded(tokenizer, "a", "bc").context == Ids{'a', kByteEos});
+  CHECK(encoded(tokenizer, "a", "bc").continuation == Ids{'c', kByteEos});  // the whole without as many ids
+  CHECK(encoded(tokenizer, "<s>a", "b").context == Ids{kByteBos, 'a'});
+}
+
 TEST_CASE("encode_request: a long context loses its first tokens, the input its last", "[eval]") {
   const ByteTokenizer tokenizer;
   const EncodedRequest request = encoded(tokenizer, "abcdef", "gh", 4);

@@ -16,7 +16,7 @@ namespace dagmoe {
 inline constexpr TokenId kByteBos = 256, kByteEos = 257, kByteImStart = 258, kByteImEnd = 259;
 
 struct ByteTokenizerOptions {
-  bool adds_bos = false;
+  bool adds_bos = false, adds_eos = false;
   bool has_eos = true;
   bool dummy_prefix = false;  ///< a space before text that continues nothing, as sentencepiece does
 };
@@ -60,6 +60,7 @@ class ByteTokenizer : public Tokenizer {
   std::int64_t count_lost_bytes(std::string_view) const override { return 0; }
   std::int64_t vocab_size() const noexcept override { return kByteImEnd + 1; }
   bool adds_bos() const noexcept override { return options_.adds_bos; }
+  bool adds_eos() const noexcept override { return options_.adds_eos; }
   std::string description() const override { return "bytes, for tests"; }
 
  private:

@@ -1,5 +1,6 @@
 // encode_lines TOKENIZER [--raw] < texts.jsonl > ids
-// One JSON string per input line, its token ids per output line, without BOS; counts and speed on stderr. TOKENIZER is
+// One JSON string per input line (or a list of byte values, for text that is no UTF-8), its token ids per output line,
+// without BOS; counts and speed on stderr. TOKENIZER is
 // a model folder, a tokenizer.json or a sentencepiece .model. With --raw control tokens in the text stay text. For
 // comparing every line of a corpus with another program.
 #include <ctime>
@@ -18,6 +19,13 @@ std::unique_ptr<dagmoe::Tokenizer> load(const std::filesystem::path& path) {
   return path.extension() == ".json" ? dagmoe::load_tokenizer_json(path) : dagmoe::load_sentencepiece(path);
 }
 
+std::string text_of(const dagmoe::Json& line) {
+  if (line.is_string()) return line.get<std::string>();
+  std::string text;
+  for (const auto& byte : line) text += static_cast<char>(byte.get<unsigned char>());
+  return text;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) try {
@@ -26,7 +34,7 @@ int main(int argc, char** argv) try {
   const bool parse_special = argc < 3 || std::string(argv[2]) != "--raw";
   std::vector<std::string> texts;
   for (std::string line; std::getline(std::cin, line);) {
-    texts.push_back(dagmoe::parse_json(line, "stdin").get<std::string>());
+    texts.push_back(text_of(dagmoe::parse_json(line, "stdin")));
   }
   std::vector<std::vector<dagmoe::TokenId>> encoded;
   encoded.reserve(texts.size());

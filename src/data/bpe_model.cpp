@@ -1,4 +1,4 @@
-#include "data/byte_bpe_model.h"
+#include "data/bpe_model.h"
 
 #include <algorithm>
 #include <bit>
@@ -88,25 +88,46 @@ std::optional<std::string> from_byte_alphabet(std::string_view spelled) {
   return bytes;
 }
 
-ByteBpeModel::ByteBpeModel(const ByteBpeParts& parts, const std::string& where)
-    : unk_id_(parts.unk_id), fuse_unk_(parts.fuse_unk) {
+std::optional<std::uint8_t> fallback_byte(std::string_view spelled) {
+  if (spelled.size() != 6 || !spelled.starts_with("<0x") || spelled[5] != '>') return std::nullopt;
+  unsigned value = 0;
+  for (const char c : spelled.substr(3, 2)) {
+    const bool is_digit = c >= '0' && c <= '9';
+    if (!is_digit && (c < 'A' || c > 'F')) return std::nullopt;
+    value = value * 16 + static_cast<unsigned>(is_digit ? c - '0' : c - 'A' + 10);
+  }
+  return static_cast<std::uint8_t>(value);
+}
+
+BpeModel::BpeModel(const BpeParts& parts, const std::string& where)
+    : symbols_(parts.symbols), unk_id_(parts.unk_id), fuse_unk_(parts.fuse_unk) {
   fill_tokens(parts, where);
+  fallback_ids_.fill(-1);
+  for (std::size_t i = 0; parts.byte_fallback && i < parts.tokens.size(); ++i) {
+    if (const auto byte = fallback_byte(parts.tokens[i])) fallback_ids_[*byte] = static_cast<TokenId>(i);
+  }
   for (unsigned byte = 0; byte < 256; ++byte) {
     const char c = static_cast<char>(byte);
     byte_ids_[byte] = find({&c, 1}).value_or(-1);
-    if (byte_ids_[byte] < 0) missing_bytes_.push_back(static_cast<std::uint8_t>(byte));
+    const TokenId id = symbols_ == BpeSymbols::kBytes ? byte_ids_[byte] : fallback_ids_[byte];
+    if (id < 0) missing_bytes_.push_back(static_cast<std::uint8_t>(byte));
   }
   fill_merges(parts, where);
   find_whole_tokens(parts.ignore_merges);
 }
 
-void ByteBpeModel::fill_tokens(const ByteBpeParts& parts, const std::string& where) {
+std::optional<std::string> BpeModel::bytes_of_spelling(std::string_view spelled) const {
+  std::optional<std::string> bytes =
+      symbols_ == BpeSymbols::kBytes ? from_byte_alphabet(spelled) : std::string(spelled);
+  return bytes && !bytes->empty() ? bytes : std::nullopt;
+}
+
+void BpeModel::fill_tokens(const BpeParts& parts, const std::string& where) {
   token_table_.resize(table_size(parts.tokens.size()));
   offsets_.reserve(parts.tokens.size() + 1);
   offsets_.push_back(0);
   for (const std::string& spelled : parts.tokens) {
-    const std::optional<std::string> bytes = from_byte_alphabet(spelled);
-    arena_ += bytes ? *bytes : spelled;
+    arena_ += bytes_of_spelling(spelled).value_or(spelled);
     if (arena_.size() > std::numeric_limits<std::uint32_t>::max()) {
       throw InputError(str(where, ": the tokens have more than 4 GB of text"));
     }
@@ -114,14 +135,15 @@ void ByteBpeModel::fill_tokens(const ByteBpeParts& parts, const std::string& whe
   }
   for (std::size_t i = 0; i < parts.tokens.size(); ++i) {
     // Tokens that are spelled with other characters (added ones, mostly) never come out of bytes.
-    const std::optional<std::string> bytes = from_byte_alphabet(parts.tokens[i]);
-    if (bytes && !bytes->empty()) add_token(*bytes, static_cast<TokenId>(i), where);
+    const std::optional<std::string> bytes = bytes_of_spelling(parts.tokens[i]);
+    if (bytes) add_token(*bytes, static_cast<TokenId>(i), where);
   }
 }
 
-void ByteBpeModel::add_token(std::string_view bytes, TokenId id, const std::string& where) {
+void BpeModel::add_token(std::string_view bytes, TokenId id, const std::string& where) {
   if (const std::optional<TokenId> other = find(bytes)) {
-    throw InputError(str(where, ": token '", to_byte_alphabet(bytes), "' has two ids, ", *other, " and ", id));
+    const std::string spelled = symbols_ == BpeSymbols::kBytes ? to_byte_alphabet(bytes) : std::string(bytes);
+    throw InputError(str(where, ": token '", spelled, "' has two ids, ", *other, " and ", id));
   }
   const std::uint32_t hash = hash_bytes(bytes);
   std::size_t slot = hash & (token_table_.size() - 1);
@@ -129,7 +151,7 @@ void ByteBpeModel::add_token(std::string_view bytes, TokenId id, const std::stri
   token_table_[slot] = {.hash = hash, .id = id};
 }
 
-std::optional<TokenId> ByteBpeModel::find(std::string_view bytes) const {
+std::optional<TokenId> BpeModel::find(std::string_view bytes) const {
   const std::uint32_t hash = hash_bytes(bytes);
   for (std::size_t slot = hash & (token_table_.size() - 1);; slot = (slot + 1) & (token_table_.size() - 1)) {
     const TokenSlot& entry = token_table_[slot];
@@ -138,11 +160,11 @@ std::optional<TokenId> ByteBpeModel::find(std::string_view bytes) const {
   }
 }
 
-void ByteBpeModel::fill_merges(const ByteBpeParts& parts, const std::string& where) {
+void BpeModel::fill_merges(const BpeParts& parts, const std::string& where) {
   merge_table_.assign(table_size(parts.merges.size()), Merge{.rank = kNoMerge});
   const auto id_of_part = [&](const std::string& spelled, std::size_t index) {
-    const std::optional<std::string> bytes = from_byte_alphabet(spelled);
-    const std::optional<TokenId> id = bytes && !bytes->empty() ? find(*bytes) : std::nullopt;
+    const std::optional<std::string> bytes = bytes_of_spelling(spelled);
+    const std::optional<TokenId> id = bytes ? find(*bytes) : std::nullopt;
     if (!id) {
       throw InputError(str(where, ": merge ", index + 1, " ('", parts.merges[index].first, "' + '",
                            parts.merges[index].second, "'): '", spelled, "' is not in the vocabulary"));
@@ -158,7 +180,7 @@ void ByteBpeModel::fill_merges(const ByteBpeParts& parts, const std::string& whe
   }
 }
 
-void ByteBpeModel::add_merge(const Merge& merge) {
+void BpeModel::add_merge(const Merge& merge) {
   const std::size_t mask = merge_table_.size() - 1;
   std::size_t slot = hash_pair(merge.left, merge.right) & mask;
   const auto is_other = [&merge](const Merge& entry) {
@@ -168,7 +190,7 @@ void ByteBpeModel::add_merge(const Merge& merge) {
   merge_table_[slot] = merge;  // of equal pairs the last one counts, as in Hugging Face's map
 }
 
-const ByteBpeModel::Merge& ByteBpeModel::find_merge(TokenId left, TokenId right) const {
+const BpeModel::Merge& BpeModel::find_merge(TokenId left, TokenId right) const {
   const std::size_t mask = merge_table_.size() - 1;
   for (std::size_t slot = hash_pair(left, right) & mask;; slot = (slot + 1) & mask) {
     const Merge& entry = merge_table_[slot];
@@ -176,7 +198,7 @@ const ByteBpeModel::Merge& ByteBpeModel::find_merge(TokenId left, TokenId right)
   }
 }
 
-void ByteBpeModel::find_whole_tokens(bool ignore_merges) {
+void BpeModel::find_whole_tokens(bool ignore_merges) {
   is_whole_.assign(offsets_.size(), false);
   std::vector<TokenId> ids;
   for (const TokenSlot& entry : token_table_) {
@@ -187,7 +209,7 @@ void ByteBpeModel::find_whole_tokens(bool ignore_merges) {
   }
 }
 
-void ByteBpeModel::append_piece(std::string_view piece, std::vector<TokenId>& ids) const {
+void BpeModel::append_piece(std::string_view piece, std::vector<TokenId>& ids) const {
   const std::optional<TokenId> whole = find(piece);
   if (whole && is_whole_[static_cast<std::size_t>(*whole)]) {
     ids.push_back(*whole);
@@ -196,13 +218,57 @@ void ByteBpeModel::append_piece(std::string_view piece, std::vector<TokenId>& id
   }
 }
 
-std::int64_t ByteBpeModel::count_lost_bytes(std::string_view text) const {
-  return std::count_if(text.begin(), text.end(),
-                       [this](char c) { return byte_ids_[static_cast<unsigned char>(c)] < 0; });
+std::int64_t BpeModel::count_lost_bytes(std::string_view text) const {
+  if (symbols_ == BpeSymbols::kBytes) {
+    return std::count_if(text.begin(), text.end(),
+                         [this](char c) { return byte_ids_[static_cast<unsigned char>(c)] < 0; });
+  }
+  std::int64_t count = 0;
+  for (std::size_t position = 0; position < text.size();) {
+    const std::string_view character = text.substr(position, decode_utf8(text, position).length);
+    if (!find(character) && !append_fallback(character, [](TokenId) {})) {
+      count += static_cast<std::int64_t>(character.size());
+    }
+    position += character.size();
+  }
+  return count;
 }
 
 template <class Append>
-void ByteBpeModel::for_each_symbol(std::string_view piece, Append append) const {
+bool BpeModel::append_fallback(std::string_view character, Append append) const {
+  const auto id_of = [this](char c) { return fallback_ids_[static_cast<unsigned char>(c)]; };
+  if (std::any_of(character.begin(), character.end(), [&](char c) { return id_of(c) < 0; })) return false;
+  for (const char c : character) append(id_of(c));
+  return true;
+}
+
+template <class Append>
+void BpeModel::for_each_char(std::string_view piece, Append append) const {
+  // Hugging Face holds an unknown token back until the next known character, so the bytes of a fallback overtake it.
+  bool has_unknown = false;
+  const auto flush = [&] {
+    if (has_unknown) append(*unk_id_);
+    has_unknown = false;
+  };
+  for (std::size_t position = 0; position < piece.size();) {
+    const auto byte = static_cast<unsigned char>(piece[position]);
+    const std::string_view character = piece.substr(position, byte < 0x80 ? 1 : decode_utf8(piece, position).length);
+    const TokenId id = byte < 0x80 ? byte_ids_[byte] : find(character).value_or(-1);
+    position += character.size();
+    if (id >= 0) {
+      flush();
+      append(id);
+    } else if (!append_fallback(character, append) && unk_id_) {
+      if (!fuse_unk_) flush();
+      has_unknown = true;
+    }
+  }
+  flush();
+}
+
+template <class Append>
+void BpeModel::for_each_symbol(std::string_view piece, Append append) const {
+  if (symbols_ == BpeSymbols::kChars) return for_each_char(piece, append);
   bool after_unknown = false;
   for (const char c : piece) {
     const TokenId id = byte_ids_[static_cast<unsigned char>(c)];
@@ -215,13 +281,13 @@ void ByteBpeModel::for_each_symbol(std::string_view piece, Append append) const 
   }
 }
 
-void ByteBpeModel::rank_pair(Symbol& left, TokenId right) const {
+void BpeModel::rank_pair(Symbol& left, TokenId right) const {
   const Merge& merge = find_merge(left.id, right);
   left.rank = merge.rank;
   left.merged = merge.result;
 }
 
-void ByteBpeModel::merge_piece(std::string_view piece, std::vector<TokenId>& ids) const {
+void BpeModel::merge_piece(std::string_view piece, std::vector<TokenId>& ids) const {
   if (piece.size() > kShortPiece) return merge_long_piece(piece, ids);
   std::array<Symbol, kShortPiece> symbols;
   std::size_t size = 0;
@@ -245,7 +311,7 @@ void ByteBpeModel::merge_piece(std::string_view piece, std::vector<TokenId>& ids
   for (std::size_t i = 0; i < size; ++i) ids.push_back(symbols[i].id);
 }
 
-void ByteBpeModel::merge_long_piece(std::string_view piece, std::vector<TokenId>& ids) const {
+void BpeModel::merge_long_piece(std::string_view piece, std::vector<TokenId>& ids) const {
   struct Node {
     TokenId id;
     std::int64_t previous, next;  // -1 at the ends
