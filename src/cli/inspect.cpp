@@ -53,7 +53,7 @@ void add_tensors(Report& report, const Tensors& tensors, const DTypeOf& dtype_of
   }
   std::string types;
   for (const auto& [type, count] : by_type) types += str(types.empty() ? "" : ", ", count, " ", type);
-  report.fact("tensors", types);
+  report.fact("dtypes", types);
   report.fact("parameters", with_commas(parameters));
   for (const auto& tensor : tensors) report.tensor(tensor.name, dtype_of_tensor(tensor), tensor.shape);
 }
@@ -137,7 +137,7 @@ Report inspect_model(const std::filesystem::path& folder, std::string& groups, s
   for (const auto& [name, place] : weights.places()) by_type[dtype_name(place.info->dtype)] += 1;
   std::vector<std::string> types;
   for (const auto& [type, count] : by_type) types.push_back(str(count, " ", type));
-  report.fact("tensors",
+  report.fact("dtypes",
               str(join(types, ", "), " in ", weights.num_files(), weights.num_files() == 1 ? " file" : " files"));
   report.fact("parameters", with_commas(num_parameters(config)));
   report.fact("active parameters", with_commas(num_active_parameters(config)));

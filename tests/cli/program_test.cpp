@@ -149,5 +149,9 @@ TEST_CASE("program: upcycle, finetune, eval, generate and inspect work in a row"
   REQUIRE_THAT(unknown.err, Catch::Contains("--chat-template: found 'lama-2', expected one of alpaca, ") &&
                                 Catch::Contains("llama-2"));
   REQUIRE_THAT(dagmoe_run(folder, "inspect " + model).out,
-               Catch::Contains("dagmoe") && Catch::Contains("byte-level BPE") && Catch::Contains("chatml"));
+               Catch::Contains("dagmoe on mixtral") && Catch::Contains("byte-level BPE") && Catch::Contains("chatml") &&
+                   Catch::Contains("per expert") && Catch::Contains("unexpected          nothing"));
+  const Outcome file = dagmoe_run(folder, "inspect --tensors " + model + "/model.safetensors");
+  REQUIRE(file.code == 0);
+  REQUIRE_THAT(file.out, Catch::Contains("model.layers.0.mlp.dag.0.up_proj.weight"));
 }
