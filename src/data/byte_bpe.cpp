@@ -37,7 +37,8 @@ bool normalizes_to_nfc(const Json* normalizer, const std::string& where) {
   if (normalizer == nullptr) return false;
   const std::string type = json_string(*normalizer, "type", where);
   if (type == "NFC") return true;
-  if (type != "Sequence") throw InputError(str(where, ": type '", type, "' is not known; known: NFC, or none"));
+  if (type != "Sequence")
+    throw InputError(str(where, ": type ", quoted_for_message(type), " is not known; known: NFC, or none"));
   bool result = false;
   if (const Json* list = find_part(*normalizer, "normalizers")) {
     for (const Json& inner : *list) result = normalizes_to_nfc(&inner, where) || result;
@@ -72,7 +73,8 @@ void read_post_processor(const Json* processor, const std::string& where, Templa
   if (type == "TemplateProcessing") return read_template(*processor, where, tokens);
   const Json* list = find_part(*processor, "processors");
   if (type != "Sequence" || list == nullptr) {
-    throw InputError(str(where, ": type '", type, "' is not known; known: ByteLevel, TemplateProcessing, Sequence"));
+    throw InputError(str(where, ": type ", quoted_for_message(type),
+                         " is not known; known: ByteLevel, TemplateProcessing, Sequence"));
   }
   for (const Json& inner : *list) read_post_processor(&inner, where, tokens);
 }
@@ -81,7 +83,7 @@ ByteBpeParts read_parts(const TokenizerJson& document) {
   const std::string where = document.where + ": model";
   const Json& model = document.settings["model"];
   if (const std::string type = json_string(model, "type", where); type != "BPE") {
-    throw InputError(str(where, ": type '", type, "' is not known; known: BPE"));
+    throw InputError(str(where, ": type ", quoted_for_message(type), " is not known; known: BPE"));
   }
   for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"}) {
     const Json* value = find_part(model, affix);
@@ -101,7 +103,8 @@ ByteBpeParts read_parts(const TokenizerJson& document) {
   if (find_part(model, "unk_token") != nullptr) {
     const std::string unk = json_string(model, "unk_token", where);
     const auto found = std::find(parts.tokens.begin(), parts.tokens.end(), unk);
-    if (found == parts.tokens.end()) throw InputError(str(where, ": unk_token '", unk, "' is not in the vocabulary"));
+    if (found == parts.tokens.end())
+      throw InputError(str(where, ": unk_token ", quoted_for_message(unk), " is not in the vocabulary"));
     parts.unk_id = static_cast<TokenId>(found - parts.tokens.begin());
   }
   return parts;
@@ -160,8 +163,8 @@ ByteBpeTokenizer::ByteBpeTokenizer(const TokenizerJson& document, const Tokenize
 void ByteBpeTokenizer::add_token(const AddedToken& token, const std::string& where) {
   const std::optional<TokenId> other = id_of(token.content);
   if (other && *other != token.id) {
-    throw InputError(
-        str(where, ": added token '", token.content, "' has id ", token.id, ", but the vocabulary says ", *other));
+    throw InputError(str(where, ": added token ", quoted_for_message(token.content), " has id ", token.id,
+                         ", but the vocabulary says ", *other));
   }
   added_.insert_or_assign(token.id, token);
   added_ids_[token.content] = token.id;
@@ -194,7 +197,8 @@ void ByteBpeTokenizer::name_special_tokens(const TokenizerConfig& config, const 
     if (!name) return std::nullopt;
     const std::optional<TokenId> id = id_of(*name);
     if (!id)
-      throw InputError(str(where, ": ", role, " '", *name, "' of tokenizer_config.json is not in the vocabulary"));
+      throw InputError(
+          str(where, ": ", role, " ", quoted_for_message(*name), " of tokenizer_config.json is not in the vocabulary"));
     // transformers makes it a special token even if the list of added tokens does not have it.
     if (!added_.contains(*id)) add_token({.id = *id, .content = *name, .special = true}, where);
     return id;
@@ -210,7 +214,8 @@ void ByteBpeTokenizer::apply_post_processor(const TokenizerJson& document, const
   TemplateTokens tokens;
   read_post_processor(find_part(document.settings, "post_processor"), where, tokens);
   if (!tokens.behind.empty())
-    throw InputError(str(where, ": puts '", tokens.behind.front(), "' behind the text, which is not supported"));
+    throw InputError(
+        str(where, ": puts ", quoted_for_message(tokens.behind.front()), " behind the text, which is not supported"));
   if (tokens.before.size() > 1)
     throw InputError(where + ": puts more than one token before the text, which is not supported");
   if (!tokens.before.empty()) {

@@ -121,7 +121,8 @@ void ByteBpeModel::fill_tokens(const ByteBpeParts& parts, const std::string& whe
 
 void ByteBpeModel::add_token(std::string_view bytes, TokenId id, const std::string& where) {
   if (const std::optional<TokenId> other = find(bytes)) {
-    throw InputError(str(where, ": token '", to_byte_alphabet(bytes), "' has two ids, ", *other, " and ", id));
+    throw InputError(
+        str(where, ": token ", quoted_for_message(to_byte_alphabet(bytes)), " has two ids, ", *other, " and ", id));
   }
   const std::uint32_t hash = hash_bytes(bytes);
   std::size_t slot = hash & (token_table_.size() - 1);
@@ -144,8 +145,9 @@ void ByteBpeModel::fill_merges(const ByteBpeParts& parts, const std::string& whe
     const std::optional<std::string> bytes = from_byte_alphabet(spelled);
     const std::optional<TokenId> id = bytes && !bytes->empty() ? find(*bytes) : std::nullopt;
     if (!id) {
-      throw InputError(str(where, ": merge ", index + 1, " ('", parts.merges[index].first, "' + '",
-                           parts.merges[index].second, "'): '", spelled, "' is not in the vocabulary"));
+      throw InputError(str(where, ": merge ", index + 1, " (", quoted_for_message(parts.merges[index].first), " + ",
+                           quoted_for_message(parts.merges[index].second), "): ", quoted_for_message(spelled),
+                           " is not in the vocabulary"));
     }
     return *id;
   };

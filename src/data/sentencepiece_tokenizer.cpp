@@ -35,8 +35,8 @@ SpacePrefix metaspace_prefix(const Json& metaspace, const std::string& where) {
   if (*scheme == "always") return SpacePrefix::kAlways;
   if (*scheme == "first") return SpacePrefix::kFirst;
   if (*scheme == "never") return SpacePrefix::kNever;
-  throw InputError(
-      str(where, ": Metaspace: prepend_scheme ", scheme->dump(), " is not known; known: always, first, never"));
+  const std::string found = scheme->is_string() ? quoted_for_message(scheme->get<std::string>()) : scheme->type_name();
+  throw InputError(str(where, ": Metaspace: prepend_scheme ", found, " is not known; known: always, first, never"));
 }
 
 /// `Prepend` in the normalizer is the model's own behaviour; a Metaspace pre-tokenizer says its own; neither means no
@@ -49,7 +49,7 @@ SpacePrefix prefix_of(const TokenizerJson& document) {
     if (type == "Prepend") prefix = SpacePrefix::kModel;
     // Replace turns spaces into U+2581; Precompiled is the normalizer of the .model file.
     if (type != "Prepend" && type != "Replace" && type != "Precompiled") {
-      throw InputError(str(where, ": type '", type, "' is not known for a sentencepiece model"));
+      throw InputError(str(where, ": type ", quoted_for_message(type), " is not known for a sentencepiece model"));
     }
   });
   for_each_part(document.settings, "pre_tokenizer", "pretokenizers", [&](const Json& part) {
@@ -58,7 +58,7 @@ SpacePrefix prefix_of(const TokenizerJson& document) {
     if (type == "Metaspace") prefix = metaspace_prefix(part, where);
     // Gemma splits at spaces, which sentencepiece does by itself.
     if (type != "Metaspace" && type != "Split") {
-      throw InputError(str(where, ": type '", type, "' is not known for a sentencepiece model"));
+      throw InputError(str(where, ": type ", quoted_for_message(type), " is not known for a sentencepiece model"));
     }
   });
   return prefix;
@@ -147,8 +147,8 @@ void SentencePieceTokenizer::collect_special_tokens(const SentencePieceSettings&
   }
   for (const AddedToken& token : settings.added_tokens) {
     if (token.id < num_pieces_ && with_prefix_.IdToPiece(token.id) != token.content) {
-      throw InputError(str(where, ": added token '", token.content, "' has id ", token.id, ", but that piece is '",
-                           with_prefix_.IdToPiece(token.id), "'"));
+      throw InputError(str(where, ": added token ", quoted_for_message(token.content), " has id ", token.id,
+                           ", but that piece is ", quoted_for_message(with_prefix_.IdToPiece(token.id))));
     }
     special_[token.id] = token;
     vocab_size_ = std::max(vocab_size_, std::int64_t{token.id} + 1);
@@ -163,7 +163,8 @@ std::optional<TokenId> SentencePieceTokenizer::special_id(const std::optional<st
   if (!name) return id_in_model >= 0 ? std::optional<TokenId>(id_in_model) : std::nullopt;
   const std::optional<TokenId> id = id_of(*name);
   if (!id)
-    throw InputError(str(where, ": special token '", *name, "' of tokenizer_config.json is not in the vocabulary"));
+    throw InputError(str(where, ": special token ", quoted_for_message(*name),
+                         " of tokenizer_config.json is not in the vocabulary"));
   return id;
 }
 

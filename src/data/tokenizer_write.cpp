@@ -35,18 +35,20 @@ void append_json_string(std::string& out, std::string_view text) {
 constexpr std::string_view kByteLevel =
     R"({"type":"ByteLevel","add_prefix_space":false,"trim_offsets":true,"use_regex":true})";
 
-std::string pre_tokenizer_json(const std::string& name) {
+std::string pre_tokenizer_json(const BpeVocabulary& vocabulary) {
+  const std::string& name = vocabulary.pre_tokenizer;
   if (name == "gpt-2") return std::string(kByteLevel);
   if (name == "smollm") {
     return str(R"({"type":"Sequence","pretokenizers":[{"type":"Digits","individual_digits":true},)", kByteLevel, "]}");
   }
-  throw InputError(str("tokenizer: pre-tokenizer '", name, "' is not known; known: smollm, gpt-2"));
+  throw InputError(
+      str(vocabulary.where, ": pre-tokenizer ", quoted_for_message(name), " is not known; known: smollm, gpt-2"));
 }
 
 /// Text of a token by id. Throws InputError when the vocabulary has no such id.
 const std::string& token_text(const BpeVocabulary& vocabulary, TokenId id, std::string_view role) {
   if (id < 0 || static_cast<std::size_t>(id) >= vocabulary.tokens.size()) {
-    throw InputError(str("tokenizer: ", role, " token id ", id, " is outside the vocabulary of ",
+    throw InputError(str(vocabulary.where, ": ", role, " token id ", id, " is outside the vocabulary of ",
                          vocabulary.tokens.size(), " tokens"));
   }
   return vocabulary.tokens[static_cast<std::size_t>(id)];
@@ -69,7 +71,7 @@ void append_post_processor(std::string& out, const BpeVocabulary& vocabulary) {
     out += "null";
     return;
   }
-  if (!vocabulary.bos) throw InputError("tokenizer: BOS is to be added, but there is no BOS token");
+  if (!vocabulary.bos) throw InputError(vocabulary.where + ": BOS is to be added, but there is no BOS token");
   std::string bos;
   append_json_string(bos, token_text(vocabulary, *vocabulary.bos, "BOS"));
   const auto special = [&bos](int type_id) {
@@ -106,8 +108,7 @@ std::string tokenizer_json(const BpeVocabulary& vocabulary) {
   out.reserve((vocabulary.tokens.size() + vocabulary.merges.size()) * kBytesPerEntry);
   out += "{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\n\"added_tokens\":";
   append_added_tokens(out, vocabulary);
-  out += str(",\n\"normalizer\":null,\n\"pre_tokenizer\":", pre_tokenizer_json(vocabulary.pre_tokenizer),
-             ",\n\"post_processor\":");
+  out += str(",\n\"normalizer\":null,\n\"pre_tokenizer\":", pre_tokenizer_json(vocabulary), ",\n\"post_processor\":");
   append_post_processor(out, vocabulary);
   out += str(",\n\"decoder\":", kByteLevel, ",\n\"model\":");
   append_model(out, vocabulary);
@@ -140,11 +141,13 @@ Json tokenizer_config(const BpeVocabulary& vocabulary) {
 
 void check_tokens(const BpeVocabulary& vocabulary) {
   for (std::size_t i = 0; i < vocabulary.tokens.size(); ++i) {
-    if (vocabulary.tokens[i].empty()) throw InputError(str("tokenizer: token ", i, " has no text"));
-    if (!is_valid_utf8(vocabulary.tokens[i])) throw InputError(str("tokenizer: token ", i, " is not valid UTF-8"));
+    if (vocabulary.tokens[i].empty()) throw InputError(str(vocabulary.where, ": token ", i, " has no text"));
+    if (!is_valid_utf8(vocabulary.tokens[i]))
+      throw InputError(str(vocabulary.where, ": token ", i, " is not valid UTF-8"));
   }
   for (std::size_t i = 0; i < vocabulary.merges.size(); ++i) {
-    if (!is_valid_utf8(vocabulary.merges[i])) throw InputError(str("tokenizer: merge ", i + 1, " is not valid UTF-8"));
+    if (!is_valid_utf8(vocabulary.merges[i]))
+      throw InputError(str(vocabulary.where, ": merge ", i + 1, " is not valid UTF-8"));
   }
 }
 
