@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "base/problems.h"
 #include "base/text.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/import_source.h"
@@ -17,6 +18,7 @@
 #include "checkpoint/safetensors_folder.h"
 #include "data/tokenizer.h"
 #include "model/families.h"
+#include "model/parameter_count.h"
 
 namespace dagmoe {
 namespace {
@@ -90,7 +92,8 @@ double shortest_decimal(double value) {
 void check_architecture(const Metadata& metadata) {
   const std::string architecture = metadata.text("general.architecture");
   if (architecture.empty()) metadata.fail("general.architecture", "is missing");
-  if (architecture != "llama") metadata.fail("general.architecture", "found '" + architecture + "', supported: llama");
+  if (architecture != "llama")
+    metadata.fail("general.architecture", "found " + quoted_for_message(architecture) + ", supported: llama");
   const std::int64_t num_parts = metadata.integer("split.count").value_or(1);
   if (num_parts > 1)
     metadata.fail("split.count", str("a model in ", num_parts, " files is not supported; join them first"));
@@ -100,7 +103,7 @@ void check_architecture(const Metadata& metadata) {
 void check_rope(const Metadata& metadata) {
   const std::string kind = metadata.text("llama.rope.scaling.type");
   if (!kind.empty() && kind != "none")
-    metadata.fail("llama.rope.scaling.type", "found '" + kind + "', supported: none");
+    metadata.fail("llama.rope.scaling.type", "found " + quoted_for_message(kind) + ", supported: none");
   for (const char* key : {"llama.rope.scaling.factor", "llama.rope.scale_linear"}) {
     const double factor = metadata.real(key).value_or(1.0);
     if (factor != 1.0 && factor != 0.0)
@@ -135,7 +138,8 @@ void warn_of_unknown_keys(const Metadata& metadata) {
     if (!key.starts_with(kPrefix)) continue;
     const std::string_view name = std::string_view(key).substr(kPrefix.size());
     if (std::find(kKnownLlamaKeys.begin(), kKnownLlamaKeys.end(), name) != kKnownLlamaKeys.end()) continue;
-    log_warning(str(metadata.file().path().string(), ": metadata key '", key, "' is not known and has no effect"));
+    log_warning(str(metadata.file().path().string(), ": metadata key ", quoted_for_message(key),
+                    " is not known and has no effect"));
   }
 }
 
@@ -300,7 +304,22 @@ void check_rope_freqs(const GgufFile& file, std::vector<std::string>& problems) 
   if (!all_ones) problems.push_back("tensor 'rope_freqs.weight': scaled rotary frequencies (llama3) are not supported");
 }
 
+// As for folders: before the names of far more parameters than there are values are written out.
+void check_parameter_count(const GgufFile& file, const ModelConfig& config) {
+  constexpr std::int64_t kSlack = 10000;
+  std::int64_t found = 0;
+  for (const GgufTensor& tensor : file.tensors()) {
+    const GgufBlock block = gguf_block(tensor.type);
+    found += static_cast<std::int64_t>(tensor.size) / block.num_bytes * block.num_values;
+  }
+  const std::int64_t needed = num_parameter_tensors(config);
+  if (needed <= found + kSlack) return;
+  throw InputError(str(file.path().string(), ": the metadata ask for ", with_commas(needed),
+                       " weight matrices and vectors, but the tensors have ", with_commas(found), " values"));
+}
+
 void plan_tensors(const std::shared_ptr<const GgufFile>& file, DType dtype, ImportSource& source) {
+  check_parameter_count(*file, source.config);
   const auto buffers = std::make_shared<Buffers>();
   std::vector<std::string> problems;
   std::set<std::string> used = {"rope_freqs.weight"}, reported;
@@ -321,10 +340,11 @@ void plan_tensors(const std::shared_ptr<const GgufFile>& file, DType dtype, Impo
     }
   }
   for (const GgufTensor& tensor : file->tensors()) {
-    if (!used.contains(tensor.name)) problems.push_back("tensor '" + tensor.name + "' belongs to no part of the model");
+    if (!used.contains(tensor.name))
+      problems.push_back("tensor " + quoted_for_message(tensor.name) + " belongs to no part of the model");
   }
   check_rope_freqs(*file, problems);
-  throw_problems(file->path(), problems);
+  throw_problems(file->path().string(), problems);
 }
 
 // The kinds of tokens in tokenizer.ggml.token_type.
@@ -359,7 +379,8 @@ std::optional<TokenId> token_id(const Metadata& metadata, std::string_view key, 
 
 BpeVocabulary read_vocabulary(const Metadata& metadata, const ModelConfig& config) {
   const std::string model = metadata.text("tokenizer.ggml.model");
-  if (model != "gpt2") metadata.fail("tokenizer.ggml.model", "found '" + model + "', supported: gpt2 (byte-level BPE)");
+  if (model != "gpt2")
+    metadata.fail("tokenizer.ggml.model", "found " + quoted_for_message(model) + ", supported: gpt2 (byte-level BPE)");
   const auto* tokens = metadata.array<std::string>("tokenizer.ggml.tokens");
   const auto* merges = metadata.array<std::string>("tokenizer.ggml.merges");
   if (tokens == nullptr) metadata.fail("tokenizer.ggml.tokens", "is missing");
@@ -373,6 +394,7 @@ BpeVocabulary read_vocabulary(const Metadata& metadata, const ModelConfig& confi
   }
   const std::size_t num_tokens = tokens->size();
   BpeVocabulary vocabulary;
+  vocabulary.where = metadata.file().path().string();
   vocabulary.tokens = *tokens;
   vocabulary.merges = *merges;
   vocabulary.special_ids = control_ids(metadata, num_tokens);
