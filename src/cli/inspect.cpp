@@ -1,4 +1,5 @@
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <iostream>
 #include <map>
 #include <memory>
@@ -22,6 +23,8 @@ struct InspectFlags {
 };
 
 std::int64_t count_of(const std::vector<std::int64_t>& shape) {
+  // Beside a 0 the other sizes may be of any size.
+  if (std::find(shape.begin(), shape.end(), 0) != shape.end()) return 0;
   std::int64_t count = 1;
   for (const std::int64_t size : shape) count *= size;
   return count;
