@@ -220,9 +220,10 @@ void ByteBpeTokenizer::apply_post_processor(const TokenizerJson& document, const
     throw InputError(where + ": puts more than one token before the text, which is not supported");
   if (!tokens.before.empty()) {
     const std::optional<TokenId> id = id_of(tokens.before.front());
-    if (!id) throw InputError(str(where, ": '", tokens.before.front(), "' is not in the vocabulary"));
+    if (!id) throw InputError(str(where, ": ", quoted_for_message(tokens.before.front()), " is not in the vocabulary"));
     if (bos_ && *bos_ != *id)
-      throw InputError(str(where, ": puts '", tokens.before.front(), "' first, but bos_token is '", *config.bos, "'"));
+      throw InputError(str(where, ": puts ", quoted_for_message(tokens.before.front()), " first, but bos_token is ",
+                           quoted_for_message(*config.bos)));
     bos_ = id;
     adds_bos_ = true;
   }

@@ -41,7 +41,7 @@ std::vector<AddedToken> read_added_tokens_decoder(const Json& config, const std:
     if (parsed.ec != std::errc() || parsed.ptr != key.data() + key.size() || id < 0 || id > kMaxTokenId) {
       throw InputError(str(where, ": added_tokens_decoder: ", quoted_for_message(key), " is no token id"));
     }
-    tokens.push_back(read_added_token(value, id, str(where, ": added_tokens_decoder: ", key)));
+    tokens.push_back(read_added_token(value, id, str(where, ": added_tokens_decoder: ", id)));
   }
   return tokens;
 }
