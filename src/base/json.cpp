@@ -32,8 +32,8 @@ std::string reason_of(const std::string& what) {
   constexpr std::string_view kOverflow = "number overflow parsing '";
   if (const std::size_t overflow = what.find(kOverflow); overflow != std::string::npos) {
     const std::size_t number = overflow + kOverflow.size();
-    return "number " + quoted_for_message(std::string_view(what).substr(number, what.size() - number - 1)) +
-           " is too large";
+    return "number overflow parsing " +
+           quoted_for_message(std::string_view(what).substr(number, what.size() - number - 1));
   }
   const std::size_t dash = what.find(" - ");
   std::string reason = what.substr(dash == std::string::npos ? what.find("] ") + 2 : dash + 3);

@@ -131,7 +131,6 @@ TEST_CASE("json: typed access names the key, what was found and what was expecte
 }
 
 TEST_CASE("json: a number that is too large is refused by its first digits", "[base]") {
-  CHECK(parse_message("[1e999]") == "c.json:1:6: broken JSON: number '1e999' is too large");
   CHECK(parse_message("[" + std::string(5000, '9') + "]") ==
-        "c.json:1:5001: broken JSON: number '" + std::string(120, '9') + "...' is too large");
+        "c.json:1:5001: broken JSON: number overflow parsing '" + std::string(120, '9') + "...'");
 }

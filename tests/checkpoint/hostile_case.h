@@ -24,7 +24,8 @@
 
 namespace dagmoe::testing {
 
-/// What operator new handed out since reset(): LibTorch's own memory for weights is not part of it.
+/// What operator new handed out since reset(), without LibTorch's own memory for weights; under a sanitizer all that
+/// malloc did.
 struct AllocationMeter {
   std::atomic<std::int64_t> live{0}, peak{0}, largest{0};
 

@@ -11,6 +11,23 @@
 #include "tests/support/catch.h"
 #include "tests/support/tiny_run.h"
 
+#ifdef __SANITIZE_ADDRESS__
+// Of sanitizer/allocator_interface.h, which g++ 12 lacks.
+extern "C" int __sanitizer_install_malloc_and_free_hooks(void (*on_malloc)(const volatile void*, std::size_t),
+                                                         void (*on_free)(const volatile void*));
+extern "C" std::size_t __sanitizer_get_allocated_size(const volatile void* memory);
+namespace {
+// The sanitizer's own operators tell when memory is given back in another way than it was taken, so they stay.
+const int kAreHooksInstalled = __sanitizer_install_malloc_and_free_hooks(
+    [](const volatile void*, std::size_t size) {
+      dagmoe::testing::allocation_meter.add(static_cast<std::int64_t>(size));
+    },
+    [](const volatile void* memory) {
+      const std::size_t size = __sanitizer_get_allocated_size(memory);
+      dagmoe::testing::allocation_meter.remove(static_cast<std::int64_t>(size));
+    });
+}  // namespace
+#else
 // Counts what this program takes from operator new; the other forms of new come here or need no counting.
 void* operator new(std::size_t size) {
   void* const memory = std::malloc(size == 0 ? 1 : size);
@@ -24,6 +41,7 @@ void operator delete(void* memory) noexcept {
   std::free(memory);
 }
 void operator delete(void* memory, std::size_t) noexcept { operator delete(memory); }
+#endif
 
 using namespace dagmoe;
 using namespace dagmoe::testing;
@@ -436,6 +454,9 @@ void run_kind(const Kind& kind) {
 }  // namespace
 
 TEST_CASE("hostile files: every broken one is read or refused by one line with file and reason", "[hostile]") {
+#ifdef __SANITIZE_ADDRESS__
+  REQUIRE(kAreHooksInstalled > 0);
+#endif
   if (const char* replay = std::getenv("DAGMOE_HOSTILE")) {
     const std::vector<std::string> parts = split(replay, ':');
     const auto kind = std::find_if(kKinds.begin(), kKinds.end(), [&](const Kind& k) { return k.name == parts[0]; });
