@@ -10,7 +10,7 @@ A dagmoe folder is loaded by transformers as the Mixtral it becomes without its 
 import argparse
 import json
 import os
-import resource
+import re
 import statistics
 import subprocess
 import sys
@@ -39,7 +39,8 @@ def peer(folder, dtype):
             {
                 "load_seconds": load,
                 "first_forward_seconds": time.perf_counter() - begin,
-                "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+                # Not getrusage: its maximum outlives exec, so it may be that of the program which started this one.
+                "peak_rss_bytes": int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) * 1024,
                 "argmax": int(logits[-1].argmax()),
             }
         )

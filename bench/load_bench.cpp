@@ -1,10 +1,11 @@
 // Time from the start of the program to the first logits of a model folder, and peak resident memory.
 // usage: load_bench MODEL [float32|bfloat16]; prints one JSON line. load.py runs it beside transformers.
 #include <ATen/ATen.h>
-#include <sys/resource.h>
 
 #include <chrono>
+#include <fstream>
 #include <iostream>
+#include <string>
 
 #include "base/error.h"
 #include "base/json.h"
@@ -16,10 +17,14 @@ namespace {
 
 constexpr std::int64_t kNumTokens = 16;
 
+// Not getrusage: its maximum outlives exec, so it may be that of the program which started this one.
 std::int64_t peak_rss_bytes() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return usage.ru_maxrss * 1024;
+  std::ifstream status("/proc/self/status");
+  for (std::string word; status >> word;) {
+    std::int64_t kibibytes = 0;
+    if (word == "VmHWM:" && status >> kibibytes) return kibibytes * 1024;
+  }
+  return 0;
 }
 
 }  // namespace

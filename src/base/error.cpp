@@ -46,6 +46,9 @@ std::vector<std::string> closest_names(std::string_view target, const std::vecto
   const std::size_t limit = std::max<std::size_t>(1, target.size() / 3);
   std::vector<std::pair<std::size_t, std::string>> near;
   for (const auto& name : known) {
+    // At least the difference of the lengths; a target of megabytes is not worth the table.
+    const std::size_t shorter = std::min(target.size(), name.size()), longer = std::max(target.size(), name.size());
+    if (longer - shorter > limit) continue;
     const std::size_t distance = edit_distance(target, name);
     if (distance <= limit) near.emplace_back(distance, name);
   }

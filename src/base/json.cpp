@@ -29,6 +29,12 @@ std::string place_of(std::string_view text, std::size_t offset, const std::strin
 // while parsing value - <reason>; last read: '<text>'; expected ...", or "[json.exception.out_of_range.406] <reason>".
 // What was read last starts anywhere and may end within a character, so it stays out.
 std::string reason_of(const std::string& what) {
+  constexpr std::string_view kOverflow = "number overflow parsing '";
+  if (const std::size_t overflow = what.find(kOverflow); overflow != std::string::npos) {
+    const std::size_t number = overflow + kOverflow.size();
+    return "number overflow parsing " +
+           quoted_for_message(std::string_view(what).substr(number, what.size() - number - 1));
+  }
   const std::size_t dash = what.find(" - ");
   std::string reason = what.substr(dash == std::string::npos ? what.find("] ") + 2 : dash + 3);
   const std::size_t last_read = reason.find("; last read: ");

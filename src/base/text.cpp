@@ -25,7 +25,8 @@ bool is_number_cell(std::string_view cell) {
   return std::all_of(cell.begin(), cell.end(), belongs);
 }
 
-constexpr std::size_t kMaxQuotedBytes = 60;
+constexpr std::size_t kMaxQuotedBytes = 120;
+constexpr std::size_t kMaxSizesShown = 16;
 
 struct Column {
   std::size_t width = 0;
@@ -150,18 +151,25 @@ std::string_view trim(std::string_view text) {
 
 std::string shape_text(std::span<const std::int64_t> shape) {
   std::string text = "[";
-  for (std::size_t i = 0; i < shape.size(); ++i) text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
+  for (std::size_t i = 0; i < std::min(shape.size(), kMaxSizesShown); ++i) {
+    text += (i > 0 ? ", " : "") + std::to_string(shape[i]);
+  }
+  if (shape.size() > kMaxSizesShown) text += str(", ... (", shape.size(), " sizes)");
   return text + "]";
 }
 
 std::string one_line(std::string_view text) {
   constexpr std::string_view kHexDigits = "0123456789abcdef";
   std::string line;
+  bool after_c2 = false;  // U+0080 to U+009F, C2 80 to C2 9F, are control characters too
   for (const char c : text) {
     const unsigned char byte = static_cast<unsigned char>(c);
+    const bool is_c1 = after_c2 && byte >= 0x80 && byte < 0xA0;
+    after_c2 = byte == 0xC2;
+    if (is_c1) line.pop_back();
     if (c == '\n') {
       line += "\\n";
-    } else if (byte < 0x20 || byte == 0x7F) {
+    } else if (byte < 0x20 || byte == 0x7F || is_c1) {
       line += {'\\', 'x', kHexDigits[byte >> 4], kHexDigits[byte & 0xF]};
     } else {
       line += c;

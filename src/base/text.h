@@ -31,12 +31,12 @@ std::vector<std::string> split(std::string_view text, char separator);
 std::string join(std::span<const std::string> parts, std::string_view separator);
 /// Without white space (ASCII) at both ends.
 std::string_view trim(std::string_view text);
-/// [2, 3, 4] -> "[2, 3, 4]", as shapes are printed in messages.
+/// [2, 3, 4] -> "[2, 3, 4]", as shapes are printed in messages; of more than 16 sizes the rest are counted.
 std::string shape_text(std::span<const std::int64_t> shape);
 
 /// Text with its control characters as "\n" or "\x1b", so that it stays on one line and cannot steer a terminal.
 std::string one_line(std::string_view text);
-/// Text of a user or a file inside a one-line message: in single quotes, at most 60 bytes, made one line.
+/// Text of a user or a file inside a one-line message: in single quotes, at most 120 bytes, made one line.
 std::string quoted_for_message(std::string_view text);
 
 /// A left-aligned text table: first row is the header. Columns whose cells are all numbers align right.

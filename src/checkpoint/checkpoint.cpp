@@ -10,6 +10,7 @@
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/json.h"
+#include "base/problems.h"
 #include "base/text.h"
 
 namespace dagmoe {
@@ -87,7 +88,7 @@ Checkpoint Checkpoint::open(const std::filesystem::path& folder) {
   checkpoint.config_ = read_model_config(folder);
   checkpoint.weights_ = std::make_shared<const SafetensorsFolder>(SafetensorsFolder::open(folder));
   checkpoint.layout_ = find_layout(*checkpoint.weights_);
-  throw_problems(folder, layout_problems(*checkpoint.weights_, checkpoint.config_, checkpoint.layout_));
+  throw_problems(folder.string(), layout_problems(*checkpoint.weights_, checkpoint.config_, checkpoint.layout_));
   return checkpoint;
 }
 

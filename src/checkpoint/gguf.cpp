@@ -293,7 +293,7 @@ std::uint64_t tensor_bytes(const Cursor& cursor, const GgufTensor& tensor) {
 GgufTensor read_tensor_info(Cursor& cursor) {
   GgufTensor tensor;
   tensor.name = cursor.string();
-  cursor.enter("tensor '" + tensor.name + "'");
+  cursor.enter("tensor " + quoted_for_message(tensor.name));
   read_dims(cursor, tensor);
   tensor.type = parse_type(cursor.number<std::uint32_t>(), cursor.where());
   tensor.offset = cursor.number<std::uint64_t>();
@@ -306,7 +306,7 @@ void place_tensors(std::vector<GgufTensor>& tensors, Cursor& cursor, std::uint64
   const std::uint64_t file_bytes = cursor.position() + cursor.left();
   const std::uint64_t data_start = (cursor.position() + alignment - 1) / alignment * alignment;
   for (GgufTensor& tensor : tensors) {
-    cursor.enter("tensor '" + tensor.name + "'");
+    cursor.enter("tensor " + quoted_for_message(tensor.name));
     if (tensor.offset % alignment != 0) {
       cursor.fail(str("offset ", tensor.offset, " is no multiple of the alignment, ", alignment));
     }
@@ -327,8 +327,8 @@ void check_overlaps(const std::vector<GgufTensor>& tensors, Cursor& cursor) {
             [](const GgufTensor* a, const GgufTensor* b) { return a->offset < b->offset; });
   for (std::size_t i = 1; i < sorted.size(); ++i) {
     if (sorted[i]->offset >= sorted[i - 1]->offset + sorted[i - 1]->size) continue;
-    cursor.enter("tensor '" + sorted[i]->name + "'");
-    cursor.fail("overlaps tensor '" + sorted[i - 1]->name + "'");
+    cursor.enter("tensor " + quoted_for_message(sorted[i]->name));
+    cursor.fail("overlaps tensor " + quoted_for_message(sorted[i - 1]->name));
   }
 }
 
@@ -348,7 +348,7 @@ GgufFile GgufFile::open(const std::filesystem::path& path) {
   for (std::uint64_t i = 0; i < preamble.num_keys; ++i) {
     cursor.enter(str("metadata key ", i + 1, " of ", preamble.num_keys));
     std::string key = cursor.string();
-    cursor.enter("metadata key '" + key + "'");
+    cursor.enter("metadata key " + quoted_for_message(key));
     if (!keys.insert(key).second) cursor.fail("is given twice");
     GgufValue value = read_value(cursor);
     result.metadata_.emplace_back(std::move(key), std::move(value));

@@ -52,8 +52,16 @@ std::vector<TensorSource> with_progress(std::vector<TensorSource> tensors, const
   return tensors;
 }
 
-std::string describe_tokenizer(const fs::path& folder) {
-  return has_tokenizer(folder) ? load_tokenizer(folder)->description() : "none";
+/// Of the folder that is being written; a message speaks of the source, because the folder goes away.
+std::string describe_tokenizer(const fs::path& folder, const fs::path& source) {
+  if (!has_tokenizer(folder)) return "none";
+  try {
+    return load_tokenizer(folder)->description();
+  } catch (const InputError& error) {
+    const std::string message = error.what(), prefix = folder.string() + "/";
+    if (!message.starts_with(prefix)) throw;
+    throw InputError(str(source.string(), fs::is_directory(source) ? "/" : ": ", message.substr(prefix.size())));
+  }
 }
 
 std::int64_t bytes_in(const fs::path& folder) {
@@ -78,7 +86,7 @@ ImportReport import_model(const fs::path& source, const fs::path& output, const 
   report.num_parameters = num_parameters(model.config);
   write_folder_atomically(output, {.replace = options.force}, [&](const fs::path& folder) {
     model.write_side_files(folder);
-    report.tokenizer = describe_tokenizer(folder);
+    report.tokenizer = describe_tokenizer(folder, source);
     write_file_atomically(folder / "config.json", model_config_json(model.config).dump(2) + "\n");
     if (!fs::exists(folder / "generation_config.json")) {
       write_file_atomically(folder / "generation_config.json", generation_config(model.config).dump(2) + "\n");

@@ -4,6 +4,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/problems.h"
 #include "base/text.h"
 #include "checkpoint/import_source.h"
 #include "checkpoint/layout.h"
@@ -61,7 +62,7 @@ ImportSource open_folder_source(const fs::path& folder, DType dtype) {
   // The tensors that are planned point into it.
   const auto weights = std::make_shared<const SafetensorsFolder>(SafetensorsFolder::open(folder));
   const ExpertLayout layout = find_layout(*weights);
-  throw_problems(folder, layout_problems(*weights, source.config, layout));
+  throw_problems(folder.string(), layout_problems(*weights, source.config, layout));
   const auto buffer = std::make_shared<std::vector<std::byte>>();
   for (const DiskTensor& disk : disk_tensors(source.config, layout)) {
     source.tensors.push_back(make_tensor(disk, *weights->find(disk.name), dtype, buffer));

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "base/error.h"
+#include "base/problems.h"
 #include "base/text.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/import_gguf_architectures.h"
@@ -16,6 +17,7 @@
 #include "checkpoint/safetensors_convert.h"
 #include "checkpoint/safetensors_folder.h"
 #include "model/families.h"
+#include "model/parameter_count.h"
 
 namespace dagmoe {
 namespace {
@@ -139,8 +141,23 @@ bool same_shape(std::span<const std::int64_t> a, std::span<const std::int64_t> b
   return std::ranges::equal(without_ones(a), without_ones(b));
 }
 
+// As for folders: before the names of far more parameters than there are values are written out.
+void check_parameter_count(const GgufFile& file, const ModelConfig& config) {
+  constexpr std::int64_t kSlack = 10000;
+  std::int64_t found = 0;
+  for (const GgufTensor& tensor : file.tensors()) {
+    const GgufBlock block = gguf_block(tensor.type);
+    found += static_cast<std::int64_t>(tensor.size) / block.num_bytes * block.num_values;
+  }
+  const std::int64_t needed = num_parameter_tensors(config);
+  if (needed <= found + kSlack) return;
+  throw InputError(str(file.path().string(), ": the metadata ask for ", with_commas(needed),
+                       " weight matrices and vectors, but the tensors have ", with_commas(found), " values"));
+}
+
 void plan_tensors(const std::shared_ptr<const GgufFile>& file, const GgufArchitecture& architecture, DType dtype,
                   ImportSource& source) {
+  check_parameter_count(*file, source.config);
   const auto buffers = std::make_shared<Buffers>();
   std::vector<std::string> problems;
   std::set<std::string> used = {"rope_freqs.weight"}, reported;  // the config is made of its divisors
@@ -161,9 +178,10 @@ void plan_tensors(const std::shared_ptr<const GgufFile>& file, const GgufArchite
     }
   }
   for (const GgufTensor& tensor : file->tensors()) {
-    if (!used.contains(tensor.name)) problems.push_back("tensor '" + tensor.name + "' belongs to no part of the model");
+    if (!used.contains(tensor.name))
+      problems.push_back("tensor " + quoted_for_message(tensor.name) + " belongs to no part of the model");
   }
-  throw_problems(file->path(), problems);
+  throw_problems(file->path().string(), problems);
 }
 
 std::string describe(const GgufFile& file, const GgufArchitecture& architecture) {

@@ -5,6 +5,7 @@
 #include <charconv>
 
 #include "base/log.h"
+#include "base/text.h"
 
 namespace dagmoe {
 namespace {
@@ -55,7 +56,7 @@ std::optional<bool> GgufMetadata::boolean(std::string_view key) const {
 }
 
 void GgufMetadata::fail(std::string_view key, const std::string& message) const {
-  throw InputError(str(file_.path().string(), ": metadata key '", key, "': ", message));
+  throw InputError(str(file_.path().string(), ": metadata key ", quoted_for_message(key), ": ", message));
 }
 
 void GgufMetadata::warn_of_keys_not_asked_for() const {
@@ -64,7 +65,8 @@ void GgufMetadata::warn_of_keys_not_asked_for() const {
     if (!key.starts_with(prefix) || asked_.contains(key)) continue;
     const std::string_view name = std::string_view(key).substr(prefix.size());
     if (std::find(kHarmlessKeys.begin(), kHarmlessKeys.end(), name) != kHarmlessKeys.end()) continue;
-    log_warning(str(file_.path().string(), ": metadata key '", key, "' is not known and has no effect"));
+    log_warning(
+        str(file_.path().string(), ": metadata key ", quoted_for_message(key), " is not known and has no effect"));
   }
 }
 

@@ -57,6 +57,7 @@ bool adds_bos_by_name(const std::string& pre) { return pre == "llama-bpe" || pre
 
 BpeVocabulary read_bpe(const GgufMetadata& metadata, std::int64_t max_length) {
   BpeVocabulary vocabulary;
+  vocabulary.where = metadata.file().path().string();
   vocabulary.tokens = needed_texts(metadata, "tokenizer.ggml.tokens");
   vocabulary.merges = needed_texts(metadata, "tokenizer.ggml.merges");
   const std::size_t num_tokens = vocabulary.tokens.size();

@@ -8,6 +8,7 @@
 
 #include "base/text.h"
 #include "model/families.h"
+#include "model/parameter_count.h"
 
 namespace dagmoe {
 namespace {
@@ -33,21 +34,28 @@ std::string extra_problem(const SafetensorsFolder& weights, const std::string& n
                        std::ranges::equal(embedding->bytes(), head->bytes());
     return equal ? "" : "tensor 'lm_head.weight' differs from the embedding, but 'tie_word_embeddings' is true";
   }
-  return str("tensor '", name, "' is not expected by model_type '", config.model_type, "'");
+  return str("tensor ", quoted_for_message(name), " is not expected by model_type '", config.model_type, "'");
 }
 
-// A config that asks for far more tensors than there are is refused before their names are written out.
+std::int64_t count_values(const SafetensorsFolder& weights) {
+  std::int64_t count = 0;
+  for (const auto& [name, place] : weights.places()) {
+    count += static_cast<std::int64_t>(place.info->end - place.info->begin) / dtype_size(place.info->dtype);
+  }
+  return count;
+}
+
+// A config that asks for far more parameters than there can be is refused before their names are written out. Of
+// experts that lie in one tensor each has a value at least.
 std::optional<std::string> count_problem(const SafetensorsFolder& weights, const ModelConfig& config,
                                          ExpertLayout layout) {
   constexpr std::int64_t kSlack = 10000;
-  std::int64_t needed = 0;
-  for (std::int64_t n = 0; n < config.num_hidden_layers; ++n) {
-    needed += config.is_moe_layer(n) && layout == ExpertLayout::kPerExpert ? 3 * config.moe->num_experts : 1;
-  }
-  const auto found = static_cast<std::int64_t>(weights.places().size());
+  const std::int64_t needed = num_parameter_tensors(config);
+  const bool is_fused = layout == ExpertLayout::kFused;
+  const std::int64_t found = is_fused ? count_values(weights) : static_cast<std::int64_t>(weights.places().size());
   if (needed <= found + kSlack) return std::nullopt;
-  return str("config.json asks for more than ", with_commas(needed), " tensors, but the files hold ",
-             with_commas(found));
+  return str("config.json asks for ", with_commas(needed), " weight matrices and vectors, but the files hold ",
+             with_commas(found), is_fused ? " values" : " tensors");
 }
 
 }  // namespace

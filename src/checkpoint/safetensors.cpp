@@ -56,7 +56,7 @@ DType parse_dtype(const std::string& name, const std::string& where) {
     supported.emplace_back(kDTypes[i].name);
   }
   const bool known = std::find(kOtherDTypes.begin(), kOtherDTypes.end(), name) != kOtherDTypes.end();
-  throw InputError(str(where, ": dtype '", name, "' is ", known ? "not supported" : "unknown",
+  throw InputError(str(where, ": dtype ", quoted_for_message(name), " is ", known ? "not supported" : "unknown",
                        "; supported: ", join(supported, ", ")));
 }
 
@@ -64,7 +64,8 @@ std::uint64_t read_size(const Json& value, const std::string& where, std::string
   // Non-negative integers are what the parser calls unsigned.
   if (!value.is_number_unsigned() ||
       value.get<std::uint64_t>() > static_cast<std::uint64_t>(std::numeric_limits<std::int64_t>::max())) {
-    throw InputError(str(where, ": '", key, "' has ", value.dump(), ", expected integers from 0 to 2^63 - 1"));
+    const std::string found = value.is_number() ? value.dump() : value.type_name();
+    throw InputError(str(where, ": '", key, "' has ", found, ", expected integers from 0 to 2^63 - 1"));
   }
   return value.get<std::uint64_t>();
 }
@@ -120,7 +121,8 @@ std::map<std::string, std::string> read_metadata(const Json& json, const std::st
   std::map<std::string, std::string> metadata;
   for (const auto& [key, value] : json.items()) {
     if (!value.is_string()) {
-      throw InputError(str(where, ": '__metadata__': '", key, "': found ", value.type_name(), ", expected string"));
+      throw InputError(str(where, ": '__metadata__': ", quoted_for_message(key), ": found ", value.type_name(),
+                           ", expected string"));
     }
     metadata[key] = value.get<std::string>();
   }
@@ -160,14 +162,16 @@ void check_layout(const std::vector<TensorInfo>& tensors, std::uint64_t data_byt
   std::uint64_t end = 0;
   for (const TensorInfo& info : tensors) {
     if (info.begin != end) {
-      throw InputError(str(where, ": tensor '", info.name, "': data begin at byte ", bytes_text(info.begin),
-                           ", expected ", bytes_text(end), info.begin > end ? " (a hole)" : " (an overlap)"));
+      throw InputError(str(where, ": tensor ", quoted_for_message(info.name), ": data begin at byte ",
+                           bytes_text(info.begin), ", expected ", bytes_text(end),
+                           info.begin > end ? " (a hole)" : " (an overlap)"));
     }
     end = info.end;
   }
   if (end > data_bytes) {
-    throw InputError(str(where, ": tensor '", tensors.back().name, "': data end at byte ", bytes_text(end),
-                         " but the file has ", bytes_text(data_bytes), " bytes of data; is the download complete?"));
+    throw InputError(str(where, ": tensor ", quoted_for_message(tensors.back().name), ": data end at byte ",
+                         bytes_text(end), " but the file has ", bytes_text(data_bytes),
+                         " bytes of data; is the download complete?"));
   }
   if (end < data_bytes) {
     throw InputError(str(where, ": ", bytes_text(data_bytes - end), " bytes after the last tensor's data"));
@@ -226,7 +230,7 @@ SafetensorsFile SafetensorsFile::open(const std::filesystem::path& path) {
     if (name == "__metadata__") {
       result.metadata_ = read_metadata(entry, where);
     } else {
-      result.tensors_.push_back(read_entry(name, entry, str(where, ": tensor '", name, "'")));
+      result.tensors_.push_back(read_entry(name, entry, str(where, ": tensor ", quoted_for_message(name))));
     }
   }
   std::sort(result.tensors_.begin(), result.tensors_.end(), [](const TensorInfo& a, const TensorInfo& b) {

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "base/log.h"
+#include "base/problems.h"
 #include "base/text.h"
 
 namespace dagmoe {
@@ -13,9 +14,15 @@ namespace {
 
 constexpr const char* kSingleName = "model.safetensors";
 constexpr const char* kIndexName = "model.safetensors.index.json";
-constexpr std::size_t kMaxProblemsShown = 20;
+constexpr std::size_t kMaxNameBytes = 255;  // Linux' NAME_MAX
 
 using WeightMap = std::map<std::string, std::string>;
+
+/// False for what would lead out of the folder or could not be printed.
+bool is_file_name(const std::string& name) {
+  const bool is_folder = name == "." || name == ".." || name.find_first_of("/\\") != std::string::npos;
+  return !name.empty() && name.size() <= kMaxNameBytes && !is_folder && one_line(name) == name;
+}
 
 /// Tensor name -> file name, as the index says.
 WeightMap read_weight_map(const std::filesystem::path& path) {
@@ -26,9 +33,10 @@ WeightMap read_weight_map(const std::filesystem::path& path) {
   WeightMap weight_map;
   for (const auto& [tensor, file] : index["weight_map"].items()) {
     const std::string name = file.is_string() ? file.get<std::string>() : "";
-    if (name.empty() || name.find_first_of("/\\") != std::string::npos) {
-      throw InputError(
-          str(path.string(), ": tensor '", tensor, "': found ", file.dump(), ", expected a file name without folders"));
+    if (!is_file_name(name)) {
+      const std::string found = file.is_string() ? quoted_for_message(name) : file.type_name();
+      throw InputError(str(path.string(), ": tensor ", quoted_for_message(tensor), ": found ", found,
+                           ", expected a file name without folders"));
     }
     weight_map[tensor] = name;
   }
@@ -68,33 +76,22 @@ SafetensorsFolder SafetensorsFolder::open(const std::filesystem::path& folder) {
       } else {
         misplaced.insert(info.name);
         const std::string says = listed == weight_map.end() ? "does not list it" : "lists it in " + listed->second;
-        problems.push_back(str("tensor '", info.name, "' lies in ", names[i], ", but the index ", says));
+        problems.push_back(
+            str("tensor ", quoted_for_message(info.name), " lies in ", names[i], ", but the index ", says));
       }
     }
   }
   for (const auto& [tensor, file] : weight_map) {
     if (result.find(tensor) != nullptr || misplaced.contains(tensor)) continue;
-    problems.push_back(str("tensor '", tensor, "' is listed in ", file, ", but is not there"));
+    problems.push_back(str("tensor ", quoted_for_message(tensor), " is listed in ", file, ", but is not there"));
   }
-  throw_problems(folder, problems);
+  throw_problems(folder.string(), problems);
   return result;
 }
 
 const SafetensorsFolder::Place* SafetensorsFolder::find(std::string_view name) const {
   const auto found = places_.find(name);
   return found == places_.end() ? nullptr : &found->second;
-}
-
-void throw_problems(const std::filesystem::path& path, const std::vector<std::string>& problems) {
-  if (problems.empty()) return;
-  std::vector<std::string> lines;
-  for (std::size_t i = 0; i < std::min(problems.size(), kMaxProblemsShown); ++i) {
-    lines.push_back(path.string() + ": " + problems[i]);
-  }
-  if (problems.size() > kMaxProblemsShown) {
-    lines.push_back(str(path.string(), ": and ", problems.size() - kMaxProblemsShown, " more problems"));
-  }
-  throw InputError(join(lines, "\n"));
 }
 
 }  // namespace dagmoe

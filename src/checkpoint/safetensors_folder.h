@@ -32,7 +32,4 @@ class SafetensorsFolder {
   std::map<std::string, Place, std::less<>> places_;
 };
 
-/// One InputError of many problems, a line each; of more than 20 the rest are counted. Returns when there is none.
-void throw_problems(const std::filesystem::path& path, const std::vector<std::string>& problems);
-
 }  // namespace dagmoe

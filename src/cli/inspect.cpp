@@ -1,10 +1,12 @@
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <iostream>
 #include <map>
 #include <memory>
 
 #include "base/error.h"
 #include "base/json.h"
+#include "base/problems.h"
 #include "base/text.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/gguf.h"
@@ -24,6 +26,8 @@ struct InspectFlags {
 };
 
 std::int64_t count_of(const std::vector<std::int64_t>& shape) {
+  // Beside a 0 the other sizes may be of any size.
+  if (std::find(shape.begin(), shape.end(), 0) != shape.end()) return 0;
   std::int64_t count = 1;
   for (const std::int64_t size : shape) count *= size;
   return count;
@@ -168,7 +172,7 @@ int inspect_command(const InspectFlags& flags) {
   }
   if (flags.json) {
     std::cout << report.json.dump(2) << std::endl;
-    throw_problems(path, problems);
+    throw_problems(path.string(), problems);
     return 0;
   }
   for (const auto& fact : report.facts)
@@ -176,7 +180,7 @@ int inspect_command(const InspectFlags& flags) {
   if (!groups.empty()) std::cout << '\n' << groups;
   if (flags.tensors) std::cout << '\n' << table_text(report.tensors);
   std::cout << std::flush;
-  throw_problems(path, problems);
+  throw_problems(path.string(), problems);
   return 0;
 }
 

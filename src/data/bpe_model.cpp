@@ -143,7 +143,7 @@ void BpeModel::fill_tokens(const BpeParts& parts, const std::string& where) {
 void BpeModel::add_token(std::string_view bytes, TokenId id, const std::string& where) {
   if (const std::optional<TokenId> other = find(bytes)) {
     const std::string spelled = symbols_ == BpeSymbols::kBytes ? to_byte_alphabet(bytes) : std::string(bytes);
-    throw InputError(str(where, ": token '", spelled, "' has two ids, ", *other, " and ", id));
+    throw InputError(str(where, ": token ", quoted_for_message(spelled), " has two ids, ", *other, " and ", id));
   }
   const std::uint32_t hash = hash_bytes(bytes);
   std::size_t slot = hash & (token_table_.size() - 1);
@@ -166,8 +166,9 @@ void BpeModel::fill_merges(const BpeParts& parts, const std::string& where) {
     const std::optional<std::string> bytes = bytes_of_spelling(spelled);
     const std::optional<TokenId> id = bytes ? find(*bytes) : std::nullopt;
     if (!id) {
-      throw InputError(str(where, ": merge ", index + 1, " ('", parts.merges[index].first, "' + '",
-                           parts.merges[index].second, "'): '", spelled, "' is not in the vocabulary"));
+      throw InputError(str(where, ": merge ", index + 1, " (", quoted_for_message(parts.merges[index].first), " + ",
+                           quoted_for_message(parts.merges[index].second), "): ", quoted_for_message(spelled),
+                           " is not in the vocabulary"));
     }
     return *id;
   };

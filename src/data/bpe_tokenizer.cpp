@@ -34,7 +34,7 @@ BpeParts read_parts(const TokenizerJson& document) {
   const std::string where = document.where + ": model";
   const Json& model = document.settings["model"];
   if (const std::string type = json_string(model, "type", where); type != "BPE") {
-    throw InputError(str(where, ": type '", type, "' is not known; known: BPE",
+    throw InputError(str(where, ": type ", quoted_for_message(type), " is not known; known: BPE",
                          type == "Unigram" ? "; put the tokenizer.model beside it, which holds the same" : ""));
   }
   for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"}) {
@@ -57,7 +57,8 @@ BpeParts read_parts(const TokenizerJson& document) {
   if (find_part(model, "unk_token") != nullptr) {
     const std::string unk = json_string(model, "unk_token", where);
     const auto found = std::find(parts.tokens.begin(), parts.tokens.end(), unk);
-    if (found == parts.tokens.end()) throw InputError(str(where, ": unk_token '", unk, "' is not in the vocabulary"));
+    if (found == parts.tokens.end())
+      throw InputError(str(where, ": unk_token ", quoted_for_message(unk), " is not in the vocabulary"));
     parts.unk_id = static_cast<TokenId>(found - parts.tokens.begin());
   }
   return parts;
@@ -86,8 +87,8 @@ bool decoder_strips_space(const TokenizerJson& document) {
     if (type == "Strip") strips = true;
     restores = restores || type == "Metaspace" || type == "Replace";
     if (type != "Metaspace" && type != "Strip" && type != "Replace" && type != "ByteFallback" && type != "Fuse") {
-      throw InputError(str(where, ": type '", type,
-                           "' is not known; known: ByteLevel, Metaspace, Replace, ByteFallback, Fuse, Strip"));
+      throw InputError(str(where, ": type ", quoted_for_message(type),
+                           " is not known; known: ByteLevel, Metaspace, Replace, ByteFallback, Fuse, Strip"));
     }
   });
   if (!restores) throw InputError(where + ": expected type 'ByteLevel', 'Metaspace' or a sequence with 'Replace'");
@@ -160,8 +161,8 @@ void BpeTokenizer::make_pre_tokenizer(const TokenizerJson& document, PreTokenize
 void BpeTokenizer::add_token(const AddedToken& token, const std::string& where) {
   const std::optional<TokenId> other = id_of(token.content);
   if (other && *other != token.id) {
-    throw InputError(
-        str(where, ": added token '", token.content, "' has id ", token.id, ", but the vocabulary says ", *other));
+    throw InputError(str(where, ": added token ", quoted_for_message(token.content), " has id ", token.id,
+                         ", but the vocabulary says ", *other));
   }
   added_.insert_or_assign(token.id, token);
   added_ids_[token.content] = token.id;
@@ -192,7 +193,8 @@ void BpeTokenizer::name_special_tokens(const TokenizerConfig& config, const std:
     if (!name) return std::nullopt;
     const std::optional<TokenId> id = id_of(*name);
     if (!id)
-      throw InputError(str(where, ": ", role, " '", *name, "' of tokenizer_config.json is not in the vocabulary"));
+      throw InputError(
+          str(where, ": ", role, " ", quoted_for_message(*name), " of tokenizer_config.json is not in the vocabulary"));
     // transformers makes it a special token even if the list of added tokens does not have it.
     if (!added_.contains(*id)) add_token({.id = *id, .content = *name, .special = true}, where);
     return id;
@@ -209,11 +211,12 @@ void BpeTokenizer::apply_post_processor(const TokenizerJson& document, const Tok
   const auto apply = [&](const std::optional<std::string>& name, std::string_view role, std::optional<TokenId>& token) {
     if (!name) return false;
     const std::optional<TokenId> id = id_of(*name);
-    if (!id) throw InputError(str(where, ": '", *name, "' is not in the vocabulary"));
+    if (!id) throw InputError(str(where, ": ", quoted_for_message(*name), " is not in the vocabulary"));
     if (token && *token != *id) {
       std::string other;
       append_bytes(*token, other);
-      throw InputError(str(where, ": puts '", *name, "' there, but ", role, " is '", other, "'"));
+      throw InputError(
+          str(where, ": puts ", quoted_for_message(*name), " there, but ", role, " is ", quoted_for_message(other)));
     }
     token = id;
     return true;

@@ -23,7 +23,8 @@ PreTokenizer::PreTokenizer(const Json& pre_tokenizer, const std::string& where, 
 
 void PreTokenizer::add_step(const Json& step, const std::string& where) {
   const std::string type = json_string(step, "type", where);
-  if (has_byte_level_) throw InputError(str(where, ": step '", type, "' after 'ByteLevel' is not supported"));
+  if (has_byte_level_)
+    throw InputError(str(where, ": step ", quoted_for_message(type), " after 'ByteLevel' is not supported"));
   if (type == "Sequence") {
     const auto steps = step.find("pretokenizers");
     if (steps == step.end() || !steps->is_array()) throw InputError(where + ": 'pretokenizers' is missing");
@@ -40,15 +41,16 @@ void PreTokenizer::add_step(const Json& step, const std::string& where) {
   } else if (type == "Split") {
     add_split(step, where);
   } else {
-    throw InputError(str(where, ": type '", type, "' is not known; known: ByteLevel, Digits, Split, Sequence"));
+    throw InputError(
+        str(where, ": type ", quoted_for_message(type), " is not known; known: ByteLevel, Digits, Split, Sequence"));
   }
 }
 
 void PreTokenizer::add_split(const Json& step, const std::string& where) {
   if (const std::string behavior = json_string(step, "behavior", where);
       behavior != "Isolated" || flag(step, "invert", false)) {
-    throw InputError(
-        str(where, ": 'Split' is known with behavior 'Isolated' and without invert only, found '", behavior, "'"));
+    throw InputError(str(where, ": 'Split' is known with behavior 'Isolated' and without invert only, found ",
+                         quoted_for_message(behavior)));
   }
   const auto pattern = step.find("pattern");
   if (pattern == step.end() || !pattern->is_object() || !pattern->contains("Regex")) {

@@ -30,8 +30,9 @@ std::string pcre2_message(int error) {
 }
 
 [[noreturn]] void refuse(std::string_view pattern, std::string_view construct, const std::string& where) {
-  throw InputError(str(where, ": regular expression '", pattern, "' uses '", construct,
-                       "', which is not supported because regex engines disagree about it"));
+  throw InputError(str(where, ": regular expression ", quoted_for_message(pattern), " uses ",
+                       quoted_for_message(construct),
+                       ", which is not supported because regex engines disagree about it"));
 }
 
 /// The spelling for PCRE2 of `\` + `letter`; empty for one that stays as it is.
@@ -102,7 +103,8 @@ RegexSplitter::RegexSplitter(std::string_view pattern, const std::string& where)
   impl_->code.reset(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(), options, &error,
                                   &offset, context.get()));
   if (!impl_->code) {
-    throw InputError(str(where, ": regular expression '", pattern, "' cannot be read: ", pcre2_message(error)));
+    throw InputError(
+        str(where, ": regular expression ", quoted_for_message(pattern), " cannot be read: ", pcre2_message(error)));
   }
   // Without a just-in-time compiler on this machine the interpreter does the same, slower.
   pcre2_jit_compile(impl_->code.get(), PCRE2_JIT_COMPLETE);

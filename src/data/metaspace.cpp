@@ -57,7 +57,8 @@ MetaspaceSplitter::MetaspaceSplitter(const Json* pre_tokenizer, bool words_stand
   for_each_part(pre_tokenizer, "pretokenizers", [&](const Json& step) {
     const std::string type = json_string(step, "type", where);
     if (type != "Metaspace" || replaces_spaces_) {
-      throw InputError(str(where, ": type '", type, "' is not known here; known: one Metaspace, or none"));
+      throw InputError(
+          str(where, ": type ", quoted_for_message(type), " is not known here; known: one Metaspace, or none"));
     }
     prefix_ = metaspace_prefix(step, where);
     replaces_spaces_ = true;

@@ -28,7 +28,7 @@ SpacePrefix prefix_of(const TokenizerJson& document) {
     if (type == "Prepend") prefix = SpacePrefix::kModel;
     // Replace turns spaces into U+2581; Precompiled is the normalizer of the .model file.
     if (type != "Prepend" && type != "Replace" && type != "Precompiled") {
-      throw InputError(str(where, ": type '", type, "' is not known for a sentencepiece model"));
+      throw InputError(str(where, ": type ", quoted_for_message(type), " is not known for a sentencepiece model"));
     }
   });
   for_each_part(find_part(document.settings, "pre_tokenizer"), "pretokenizers", [&](const Json& part) {
@@ -37,7 +37,7 @@ SpacePrefix prefix_of(const TokenizerJson& document) {
     if (type == "Metaspace") prefix = metaspace_prefix(part, where);
     // Gemma splits at spaces, which sentencepiece does by itself.
     if (type != "Metaspace" && type != "Split") {
-      throw InputError(str(where, ": type '", type, "' is not known for a sentencepiece model"));
+      throw InputError(str(where, ": type ", quoted_for_message(type), " is not known for a sentencepiece model"));
     }
   });
   return prefix;
@@ -121,8 +121,8 @@ void SentencePieceTokenizer::collect_special_tokens(const SentencePieceSettings&
   }
   for (const AddedToken& token : settings.added_tokens) {
     if (token.id < num_pieces_ && with_prefix_.IdToPiece(token.id) != token.content) {
-      throw InputError(str(where, ": added token '", token.content, "' has id ", token.id, ", but that piece is '",
-                           with_prefix_.IdToPiece(token.id), "'"));
+      throw InputError(str(where, ": added token ", quoted_for_message(token.content), " has id ", token.id,
+                           ", but that piece is ", quoted_for_message(with_prefix_.IdToPiece(token.id))));
     }
     special_[token.id] = token;
     vocab_size_ = std::max(vocab_size_, std::int64_t{token.id} + 1);
@@ -137,7 +137,8 @@ std::optional<TokenId> SentencePieceTokenizer::special_id(const std::optional<st
   if (!name) return id_in_model >= 0 ? std::optional<TokenId>(id_in_model) : std::nullopt;
   const std::optional<TokenId> id = id_of(*name);
   if (!id)
-    throw InputError(str(where, ": special token '", *name, "' of tokenizer_config.json is not in the vocabulary"));
+    throw InputError(str(where, ": special token ", quoted_for_message(*name),
+                         " of tokenizer_config.json is not in the vocabulary"));
   return id;
 }
 

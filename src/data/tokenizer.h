@@ -60,6 +60,7 @@ std::unique_ptr<Tokenizer> load_sentencepiece(const std::filesystem::path& file)
 
 /// What a tokenizer.json is made of, as the GGUF importer knows it from tokenizer.ggml.* keys.
 struct BpeVocabulary {
+  std::string where = "tokenizer";        ///< where it comes from, for messages
   std::vector<std::string> tokens;        ///< by id, in the byte alphabet
   std::vector<std::string> merges;        ///< "a b", best first
   std::vector<TokenId> special_ids;       ///< control tokens, become added tokens

@@ -38,10 +38,10 @@ std::vector<AddedToken> read_added_tokens_decoder(const Json& config, const std:
   for (const auto& [key, value] : decoder->items()) {
     TokenId id = -1;
     const auto parsed = std::from_chars(key.data(), key.data() + key.size(), id);
-    if (parsed.ec != std::errc() || parsed.ptr != key.data() + key.size() || id < 0) {
-      throw InputError(str(where, ": added_tokens_decoder: '", key, "' is no token id"));
+    if (parsed.ec != std::errc() || parsed.ptr != key.data() + key.size() || id < 0 || id > kMaxTokenId) {
+      throw InputError(str(where, ": added_tokens_decoder: ", quoted_for_message(key), " is no token id"));
     }
-    tokens.push_back(read_added_token(value, id, str(where, ": added_tokens_decoder: ", key)));
+    tokens.push_back(read_added_token(value, id, str(where, ": added_tokens_decoder: ", id)));
   }
   return tokens;
 }

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <optional>
+#include <set>
 
 #include "base/error.h"
 #include "base/mapped_file.h"
@@ -18,18 +19,40 @@ namespace {
 using Element = simdjson::dom::element;
 using Object = simdjson::dom::object;
 
+constexpr std::int64_t kMaxGap = 1 << 16;
+
+/// The value as it stands in the file, short and on one line.
+std::string json_for_message(const Element& value) {
+  const std::string quoted = quoted_for_message(simdjson::minify(value));
+  return quoted.substr(1, quoted.size() - 2);
+}
+
+/// Throws when a key, which simdjson may give twice, is there already.
+void check_is_new(std::string_view key, std::set<std::string_view>& keys, const std::string& where) {
+  if (keys.insert(key).second) return;
+  throw InputError(str(where, ": key ", quoted_for_message(key), " is given twice in one object"));
+}
+
+/// Appends a member without the search for an equal key.
+void add_member(Json& object, std::string_view key, Json value) {
+  static_cast<Json::object_t::Container&>(object.get_ref<Json::object_t&>()).emplace_back(key, std::move(value));
+}
+
 void read_vocabulary(const Object& vocabulary, const std::string& where, TokenizerJson& document) {
+  // Ids have gaps, but one far beyond the others would ask for memory out of proportion to the file.
+  const std::int64_t max_id = std::min(kMaxTokenId, kMaxGap + 4 * static_cast<std::int64_t>(vocabulary.size()));
   for (const auto [token, value] : vocabulary) {
     std::int64_t id = -1;
-    if (value.get(id) != simdjson::SUCCESS || id < 0 || id > kMaxTokenId) {
-      throw InputError(
-          str(where, ": token '", token, "' has id ", simdjson::minify(value), ", expected 0 to ", kMaxTokenId));
+    if (value.get(id) != simdjson::SUCCESS || id < 0 || id > max_id) {
+      throw InputError(str(where, ": token ", quoted_for_message(token), " has id ", json_for_message(value),
+                           ", expected 0 to ", max_id));
     }
     if (token.empty()) throw InputError(str(where, ": id ", id, " has no text"));
     const auto index = static_cast<std::size_t>(id);
     if (index >= document.tokens.size()) document.tokens.resize(index + 1);
     if (!document.tokens[index].empty()) {
-      throw InputError(str(where, ": id ", id, " belongs to both '", document.tokens[index], "' and '", token, "'"));
+      throw InputError(str(where, ": id ", id, " belongs to both ", quoted_for_message(document.tokens[index]), " and ",
+                           quoted_for_message(token)));
     }
     document.tokens[index] = token;
   }
@@ -51,12 +74,14 @@ std::pair<std::string, std::string> read_merge(const Element& merge, const std::
       return {std::string(left), std::string(right)};
     }
   }
-  throw InputError(str(where, ": found ", simdjson::minify(merge), ", expected \"a b\" or [\"a\", \"b\"]"));
+  throw InputError(str(where, ": found ", json_for_message(merge), ", expected \"a b\" or [\"a\", \"b\"]"));
 }
 
 void read_model(const Object& model, TokenizerJson& document) {
   Json settings = Json::object();
+  std::set<std::string_view> keys;
   for (const auto [key, value] : model) {
+    check_is_new(key, keys, document.where);
     Object vocabulary;
     simdjson::dom::array merges;
     if (key == "vocab" && value.get(vocabulary) == simdjson::SUCCESS) {
@@ -67,7 +92,7 @@ void read_model(const Object& model, TokenizerJson& document) {
         document.merges.push_back(read_merge(merge, str(document.where, ": merge ", document.merges.size() + 1)));
       }
     } else if (key != "vocab" && key != "merges") {
-      settings[std::string(key)] = parse_json(simdjson::minify(value), document.where);
+      add_member(settings, key, parse_json(simdjson::minify(value), document.where));
     }
   }
   document.settings["model"] = std::move(settings);
@@ -116,12 +141,14 @@ TokenizerJson read_tokenizer_json(const std::filesystem::path& path) {
   simdjson::dom::parser parser;
   const Object object = parse_file(path, parser);
   document.settings = Json::object();
+  std::set<std::string_view> keys;
   for (const auto [key, value] : object) {
+    check_is_new(key, keys, document.where);
     Object model;
     if (key == "model" && value.get(model) == simdjson::SUCCESS) {
       read_model(model, document);
     } else {
-      document.settings[std::string(key)] = parse_json(simdjson::minify(value), document.where);
+      add_member(document.settings, key, parse_json(simdjson::minify(value), document.where));
     }
   }
   if (!document.settings.contains("model") || !document.settings["model"].is_object()) {

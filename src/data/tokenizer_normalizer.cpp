@@ -29,7 +29,8 @@ void Normalizer::add_step(const Json& step, const std::string& where) {
                       .to = json_string(step, "content", where)});
     if (steps_.back().from.empty()) throw InputError(where + ": 'Replace': the pattern is empty");
   } else {
-    throw InputError(str(where, ": type '", type, "' is not known; known: NFC, Prepend, Replace, or none"));
+    throw InputError(
+        str(where, ": type ", quoted_for_message(type), " is not known; known: NFC, Prepend, Replace, or none"));
   }
 }
 

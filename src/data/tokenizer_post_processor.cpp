@@ -38,7 +38,8 @@ TemplateTokens read_post_processor(const Json* processor, const std::string& whe
     const std::string type = json_string(step, "type", where);
     if (type == "TemplateProcessing") return read_template(step, where, tokens);
     if (type != "ByteLevel") {  // which moves offsets and adds no ids
-      throw InputError(str(where, ": type '", type, "' is not known; known: ByteLevel, TemplateProcessing, Sequence"));
+      throw InputError(str(where, ": type ", quoted_for_message(type),
+                           " is not known; known: ByteLevel, TemplateProcessing, Sequence"));
     }
   });
   return tokens;

@@ -50,7 +50,8 @@ std::string split_json(std::string_view regex) {
   return str(json, R"(},"behavior":"Isolated","invert":false},)", kByteLevelAlone, "]}");
 }
 
-Pipeline pipeline_of(const std::string& name) {
+Pipeline pipeline_of(const BpeVocabulary& vocabulary) {
+  const std::string& name = vocabulary.pre_tokenizer;
   const std::string nfc = R"({"type":"NFC"})";
   if (name == "gpt-2") return {.pre_tokenizer = std::string(kByteLevel)};
   if (name == "olmo") return {.pre_tokenizer = std::string(kByteLevel), .normalizer = nfc};
@@ -62,14 +63,14 @@ Pipeline pipeline_of(const std::string& name) {
   if (name == "llama-bpe" || name == "llama3" || name == "llama-v3") {
     return {.pre_tokenizer = split_json(kLlama3Regex), .ignore_merges = true};
   }
-  throw InputError(str("tokenizer: pre-tokenizer ", quoted_for_message(name),
+  throw InputError(str(vocabulary.where, ": pre-tokenizer ", quoted_for_message(name),
                        " is not known; known: gpt-2, smollm, olmo, qwen2, llama-bpe"));
 }
 
 /// Text of a token by id. Throws InputError when the vocabulary has no such id.
 const std::string& token_text(const BpeVocabulary& vocabulary, TokenId id, std::string_view role) {
   if (id < 0 || static_cast<std::size_t>(id) >= vocabulary.tokens.size()) {
-    throw InputError(str("tokenizer: ", role, " token id ", id, " is outside the vocabulary of ",
+    throw InputError(str(vocabulary.where, ": ", role, " token id ", id, " is outside the vocabulary of ",
                          vocabulary.tokens.size(), " tokens"));
   }
   return vocabulary.tokens[static_cast<std::size_t>(id)];
@@ -97,7 +98,7 @@ void append_post_processor(std::string& out, const BpeVocabulary& vocabulary) {
     out += "null";
     return;
   }
-  if (!vocabulary.bos) throw InputError("tokenizer: BOS is to be added, but there is no BOS token");
+  if (!vocabulary.bos) throw InputError(vocabulary.where + ": BOS is to be added, but there is no BOS token");
   std::string bos;
   append_json_string(bos, token_text(vocabulary, *vocabulary.bos, "BOS"));
   const auto special = [&bos](int type_id) {
@@ -132,7 +133,7 @@ void append_model(std::string& out, const BpeVocabulary& vocabulary, const Pipel
 
 std::string tokenizer_json(const BpeVocabulary& vocabulary) {
   constexpr std::size_t kBytesPerEntry = 24;  // a guess; saves most growing
-  const Pipeline pipeline = pipeline_of(vocabulary.pre_tokenizer);
+  const Pipeline pipeline = pipeline_of(vocabulary);
   std::string out;
   out.reserve((vocabulary.tokens.size() + vocabulary.merges.size()) * kBytesPerEntry);
   out += "{\"version\":\"1.0\",\"truncation\":null,\"padding\":null,\n\"added_tokens\":";
@@ -171,11 +172,13 @@ Json tokenizer_config(const BpeVocabulary& vocabulary) {
 
 void check_tokens(const BpeVocabulary& vocabulary) {
   for (std::size_t i = 0; i < vocabulary.tokens.size(); ++i) {
-    if (vocabulary.tokens[i].empty()) throw InputError(str("tokenizer: token ", i, " has no text"));
-    if (!is_valid_utf8(vocabulary.tokens[i])) throw InputError(str("tokenizer: token ", i, " is not valid UTF-8"));
+    if (vocabulary.tokens[i].empty()) throw InputError(str(vocabulary.where, ": token ", i, " has no text"));
+    if (!is_valid_utf8(vocabulary.tokens[i]))
+      throw InputError(str(vocabulary.where, ": token ", i, " is not valid UTF-8"));
   }
   for (std::size_t i = 0; i < vocabulary.merges.size(); ++i) {
-    if (!is_valid_utf8(vocabulary.merges[i])) throw InputError(str("tokenizer: merge ", i + 1, " is not valid UTF-8"));
+    if (!is_valid_utf8(vocabulary.merges[i]))
+      throw InputError(str(vocabulary.where, ": merge ", i + 1, " is not valid UTF-8"));
   }
 }
 

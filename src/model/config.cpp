@@ -7,6 +7,7 @@
 
 #include "base/error.h"
 #include "base/log.h"
+#include "base/problems.h"
 #include "base/text.h"
 #include "model/families.h"
 
@@ -170,8 +171,7 @@ ModelConfig parse_model_config(const Json& json, const std::string& where) {
     family->read(keys, config);
   }
   refuse_unsupported(keys);
-  for (std::string& problem : problems) problem = str(where, ": ", problem);
-  if (!problems.empty()) throw InputError(join(problems, "\n"));
+  throw_problems(where, problems);
   warn_of_ignored(keys, where);
   config.extra = keys.rest();
   return config;
@@ -194,7 +194,8 @@ Json model_config_json(const ModelConfig& config) {
   std::map<std::string, Json> sorted;
   for (const auto& [key, value] : json.items()) sorted[key] = value;
   Json ordered = Json::object();
-  for (auto& [key, value] : sorted) ordered[key] = std::move(value);
+  auto& members = static_cast<Json::object_t::Container&>(ordered.get_ref<Json::object_t&>());
+  for (auto& [key, value] : sorted) members.emplace_back(key, std::move(value));
   return ordered;
 }
 

@@ -21,11 +21,11 @@ constexpr EnumNames<RopeKind> kRopeKinds = {{"default", RopeKind::kDefault},
 
 std::string found_text(const Json& value) {
   if (value.is_object() || value.is_array()) return value.type_name();
-  return value.is_string() ? "'" + value.get<std::string>() + "'" : value.dump();
+  return value.is_string() ? quoted_for_message(value.get_ref<const std::string&>()) : value.dump();
 }
 
 void ConfigKeys::problem(std::string_view key, const std::string& message) {
-  problems_.push_back(str(prefix_, "'", key, "': ", message));
+  problems_.push_back(str(prefix_, quoted_for_message(key), ": ", message));
 }
 
 const Json* ConfigKeys::ask(std::string_view key) {
@@ -70,6 +70,10 @@ void ConfigKeys::layers(std::string_view key, std::vector<std::int64_t>& value, 
   if (found == nullptr) return;
   if (!found->is_array()) return problem(key, str("found ", found_text(*found), ", expected a list of layers"));
   value.clear();
+  // Longer ones have duplicates, and every layer is looked for in the list.
+  if (found->size() > static_cast<std::size_t>(std::max<std::int64_t>(num_layers, 0))) {
+    return problem(key, str("found a list of ", found->size(), " layers, but there are ", num_layers));
+  }
   for (const Json& item : *found) {
     std::int64_t layer = 0;
     if (as_integer(key, item, layer, 0, std::max<std::int64_t>(num_layers - 1, 0))) value.push_back(layer);
@@ -104,8 +108,10 @@ void ConfigKeys::refuse_unless(std::string_view key, const Json& harmless, std::
 
 Json ConfigKeys::rest() const {
   Json rest = Json::object();
+  // operator[] would search all earlier keys.
+  auto& members = static_cast<Json::object_t::Container&>(rest.get_ref<Json::object_t&>());
   for (const auto& [key, value] : object_.items()) {
-    if (!was_asked(key)) rest[key] = value;
+    if (!was_asked(key)) members.emplace_back(key, value);
   }
   return rest;
 }
@@ -237,7 +243,8 @@ std::optional<RopeSettings> read_rope_settings(ConfigKeys& keys, std::string_vie
   }
   read_rope_kind(keys, key, *json, rope);
   for (const auto& [name, value] : json->items()) {
-    if (value.is_object()) keys.problem(key, str("settings for one kind of layer ('", name, "') are not supported"));
+    if (value.is_object())
+      keys.problem(key, str("settings for one kind of layer (", quoted_for_message(name), ") are not supported"));
   }
   if (json->contains("partial_rotary_factor") && (*json)["partial_rotary_factor"] != 1.0) {
     keys.problem(key, "rotating a part of each head ('partial_rotary_factor') is not supported");

@@ -51,3 +51,7 @@ TEST_CASE("did_you_mean: names the nearest, else all that is known, else nothing
   CHECK(did_you_mean("zzz", {"dag", "router"}) == "; known: dag, router");
   CHECK(did_you_mean("zzz", {}).empty());
 }
+
+TEST_CASE("closest_names: a name of megabytes is near nothing and needs no table of its size", "[base]") {
+  CHECK(closest_names(std::string(std::size_t{1} << 28, 'x'), {"dag", "router"}).empty());
+}

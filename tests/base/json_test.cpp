@@ -129,3 +129,8 @@ TEST_CASE("json: typed access names the key, what was found and what was expecte
   CHECK(message(json_string, object, "d") == "c.json: 'd': found 1.5, expected string");
   CHECK(message(json_int, Json::array(), "s") == "c.json: found array, expected object");
 }
+
+TEST_CASE("json: a number that is too large is refused by its first digits", "[base]") {
+  CHECK(parse_message("[" + std::string(5000, '9') + "]") ==
+        "c.json:1:5001: broken JSON: number overflow parsing '" + std::string(120, '9') + "...'");
+}

@@ -169,8 +169,15 @@ TEST_CASE("text: sha256_hex pads right on both sides of a block's end", "[base]"
 
 TEST_CASE("text: text in a message is one short line", "[base]") {
   CHECK(one_line("a\tb\n\x7F\xC3\xA9") == "a\\x09b\\n\\x7f\xC3\xA9");
+  CHECK(one_line("\xC2\x9B 2J\xC2\xA0") == "\\x9b 2J\xC2\xA0");  // U+009B starts a terminal's commands as ESC [ does
   CHECK(quoted_for_message("abc") == "'abc'");
   CHECK(quoted_for_message("a\nb\x1b[K") == "'a\\nb\\x1b[K'");
-  CHECK(quoted_for_message(std::string(100, 'x')) == "'" + std::string(60, 'x') + "...'");
-  CHECK(quoted_for_message(std::string(59, 'x') + "\xC3\xA9") == "'" + std::string(59, 'x') + "...'");
+  CHECK(quoted_for_message(std::string(130, 'x')) == "'" + std::string(120, 'x') + "...'");
+  CHECK(quoted_for_message(std::string(119, 'x') + "\xC3\xA9") == "'" + std::string(119, 'x') + "...'");
+}
+
+TEST_CASE("text: of a shape with very many sizes the rest are counted", "[base]") {
+  CHECK(shape_text(std::vector<std::int64_t>(16, 1)) == "[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1]");
+  CHECK(shape_text(std::vector<std::int64_t>(2000, 1)) ==
+        "[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, ... (2000 sizes)]");
 }

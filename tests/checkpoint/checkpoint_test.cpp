@@ -94,6 +94,21 @@ TEST_CASE("checkpoint: what is saved loads to the same bits", "[checkpoint]") {
   REQUIRE(read_text(folder / "saved" / "tokenizer.json") == read_text(folder / "model" / "tokenizer.json"));
 }
 
+TEST_CASE("checkpoint: a config that asks for millions of tensors is refused before they are listed", "[checkpoint]") {
+  for (const char* name : {"families/qwen3_moe", "families/qwen3_moe_fused"}) {
+    INFO(name);
+    const TemporaryFolder folder;
+    std::filesystem::create_symlink(golden(name) / "model.safetensors", folder / "model.safetensors");
+    Json config = read_json_file(golden(name) / "config.json");
+    config["num_hidden_layers"] = 4096;
+    config[config.contains("num_experts") ? "num_experts" : "num_local_experts"] = 16384;
+    write_text(folder / "config.json", config.dump());
+    REQUIRE_THROWS_WITH(Checkpoint::open(folder.path()),
+                        Catch::Contains(folder.path().string() + ": config.json asks for 201,") &&
+                            Catch::Contains(" weight matrices and vectors, but the files hold "));
+  }
+}
+
 TEST_CASE("checkpoint: a folder that is not there is named", "[checkpoint]") {
   REQUIRE_THROWS_WITH(Checkpoint::open("/no/such/model"),
                       "/no/such/model: no such folder; expected a model folder with config.json");

@@ -419,6 +419,32 @@ TEST_CASE("import: a GGUF key that is missing or of another type is named", "[im
   CHECK(gguf_error(builder) == "m.gguf: metadata key 'llama.block_count': found another type, expected one integer");
 }
 
+TEST_CASE("import: a merge of unknown tokens is refused with the GGUF file's path", "[import]") {
+  GgufBuilder builder;
+  add_config(builder);
+  builder.add_text("tokenizer.ggml.model", "gpt2");
+  builder.add_text("tokenizer.ggml.pre", "gpt-2");
+  builder.add_texts("tokenizer.ggml.tokens", {"<|end|>", "a", "b", "c", "ab", "abc"});
+  builder.add_texts("tokenizer.ggml.merges", {"a c"});
+  add_attention(builder);
+  add_dense(builder);
+  CHECK(gguf_error(builder) == "m.gguf: tokenizer.json: merge 1 ('a' + 'c'): 'ac' is not in the vocabulary");
+}
+
+TEST_CASE("import: GGUF metadata that ask for billions of weights are refused before they are listed", "[import]") {
+  GgufBuilder builder;
+  builder.add_text("general.architecture", "llama");
+  for (const char* key : {"block_count", "expert_count"}) builder.add_u32(std::string("llama.") + key, 4096);
+  for (const char* key : {"context_length", "embedding_length", "feed_forward_length", "expert_used_count"}) {
+    builder.add_u32(std::string("llama.") + key, 64);
+  }
+  builder.add_u32("llama.attention.head_count", 2);
+  builder.add_f32("llama.attention.layer_norm_rms_epsilon", 1e-5f);
+  add_tokenizer(builder);
+  CHECK(gguf_error(builder) ==
+        "m.gguf: the metadata ask for 50,360,322 weight matrices and vectors, but the tensors have 0 values");
+}
+
 TEST_CASE("import: weights are stored in the dtype asked for", "[import]") {
   const auto imported = import_gguf(tiny_llama(), DType::kBF16);
   const SafetensorsFile weights = imported->weights();
@@ -510,7 +536,12 @@ TEST_CASE("import: an index and its shards must agree in both directions", "[imp
         "tensor 'extra' is listed in " + first + ", but is not there");
   CHECK_THAT(
       shards_error([](const fs::path&, Json& index) { index["weight_map"]["lm_head.weight"] = "../x.safetensors"; }),
-      Catch::Contains("found \"../x.safetensors\", expected a file name without folders"));
+      Catch::Contains("found '../x.safetensors', expected a file name without folders"));
+  for (const std::string& name :
+       {std::string(".."), std::string("m\0x", 3), std::string("m\n"), std::string(256, 'm')}) {
+    CHECK_THAT(shards_error([&](const fs::path&, Json& index) { index["weight_map"]["lm_head.weight"] = name; }),
+               Catch::EndsWith("expected a file name without folders") && !Catch::Contains("\n"));
+  }
   CHECK_THAT(shards_error([&](const fs::path& in, Json&) { fs::remove(in / second); }),
              Catch::Contains(second + ": cannot read"));
   CHECK_THAT(shards_error([](const fs::path&, Json& index) { index.erase("weight_map"); }),

@@ -215,6 +215,17 @@ TEST_CASE("safetensors: dtypes that are unknown and dtypes that are not supporte
   CHECK(dtype_error("F8_E4M3") == "tensor 'w': dtype 'F8_E4M3' is not supported" + supported);
 }
 
+TEST_CASE("safetensors: names and values that no line can hold are printed short and without control characters",
+          "[safetensors]") {
+  const std::string entry = R"({"dtype":"F32","shape":[1],"data_offsets":[0,8]}})";
+  CHECK(error_of(R"({"a\n\u001b[2J":)" + entry, "12345678") ==
+        "tensor 'a\\n\\x1b[2J': 'data_offsets' span 8 bytes, but F32 [1] needs 4");
+  CHECK_THAT(error_of("{\"" + std::string(5000, 'n') + "\":" + entry, "12345678"),
+             Catch::StartsWith("tensor '" + std::string(120, 'n') + "...': "));
+  CHECK(error_of(R"({"a":{"dtype":"F32","shape":[["x"]],"data_offsets":[0,4]}})", "1234") ==
+        "tensor 'a': 'shape' has array, expected integers from 0 to 2^63 - 1");
+}
+
 TEST_CASE("safetensors: holes, overlaps, missing and left-over bytes are refused", "[safetensors]") {
   const auto two = [](std::string_view first, std::string_view second, std::string_view data) {
     return error_of(R"({"a":{"dtype":"U8","shape":[2],"data_offsets":)" + std::string(first) +

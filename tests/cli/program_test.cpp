@@ -5,6 +5,7 @@
 #include <cstdio>
 #include <string>
 
+#include "base/error.h"
 #include "tests/support/catch.h"
 #include "tests/support/tiny_run.h"
 
@@ -76,6 +77,35 @@ TEST_CASE("program: damaged files are one line and exit code 3", "[cli]") {
   wrong.replace(wrong.find("\"F32\""), 5, "\"F99\"");
   write_text(folder / "model" / "model.safetensors", wrong);
   require_one_line(dagmoe_run(folder, "generate --model " + (folder / "model").string() + " --prompt x"), 3, "F99");
+}
+
+TEST_CASE("program: hostile files print the library's message, line for line, and exit with 3", "[cli]") {
+  const TemporaryFolder folder;
+  write_tiny_folder(folder / "model");
+  // A name that would clear the screen and forge a second line.
+  std::string weights = read_text(folder / "model" / "model.safetensors");
+  weights.replace(weights.find("\"model.norm.weight\""), 19, "\"\\n\\u001b[2J forge\"");
+  write_text(folder / "model" / "model.safetensors", weights);
+  std::string expected;
+  try {
+    Checkpoint::open(folder / "model");
+  } catch (const InputError& error) {
+    expected = error.what();
+  }
+  const Outcome outcome = dagmoe_run(folder, "inspect " + (folder / "model").string());
+  REQUIRE(outcome.code == 3);
+  REQUIRE(outcome.out.empty());
+  REQUIRE(outcome.err == expected + "\n");
+  REQUIRE_THAT(expected, Catch::Contains("tensor '\\n\\x1b[2J forge' is not expected"));
+  REQUIRE(std::count(expected.begin(), expected.end(), '\n') == 1);  // it and the norm that is missing
+
+  // Sizes beside a 0 may be anything; their product is not made.
+  const std::string header = R"({"a":{"dtype":"F32","shape":[4611686018427387904,2,0],"data_offsets":[0,0]}})";
+  write_text(folder / "empty.safetensors",
+             std::string(1, static_cast<char>(header.size())) + std::string(7, '\0') + header);
+  const Outcome empty = dagmoe_run(folder, "inspect " + (folder / "empty.safetensors").string());
+  REQUIRE(empty.code == 0);
+  REQUIRE_THAT(empty.out, Catch::Contains("parameters          0"));
 }
 
 TEST_CASE("program: a misspelt recipe key is exit code 2 and a broken data line 3 and nothing is written", "[cli]") {

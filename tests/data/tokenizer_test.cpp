@@ -159,6 +159,8 @@ TEST_CASE("tokenizer_config.json: names special tokens, as texts or as objects",
   folder.write("tokenizer_config.json",
                R"({"added_tokens_decoder": {"260": {"content": "<eos>", "special": true}}, "eos_token": "<eos>"})");
   CHECK(load_tokenizer(folder.path())->eos_id() == 260);
+  folder.write("tokenizer_config.json", R"({"added_tokens_decoder": {"2147483647": {"content": "<far>"}}})");
+  check_message(folder.path(), "added_tokens_decoder: '2147483647' is no token id");
   folder.write("tokenizer_config.json", R"({"add_bos_token": 1})");
   check_message(folder.path(), "'add_bos_token': expected true or false");
 }
@@ -179,6 +181,13 @@ TEST_CASE("tokenizer.json: broken files are refused with their path and reason",
   refuse(R"({"model": {"type": "BPE", "vocab": {"a": -1}}})", ": model.vocab: token 'a' has id -1, expected 0 to ");
   refuse(R"({"model": {"type": "BPE", "vocab": {"a": 99999999}}})",
          ": model.vocab: token 'a' has id 99999999, expected 0 to ");
+  // The list of tokens would take half a gigabyte.
+  refuse(R"({"model": {"type": "BPE", "vocab": {"a": 16777215}}})",
+         ": model.vocab: token 'a' has id 16777215, expected 0 to 65540");
+  refuse(R"({"model": {"type": "BPE", "vocab": {"a\n\u001b[2J": -1}}})",
+         ": model.vocab: token 'a\\n\\x1b[2J' has id -1");
+  refuse(R"({"model": {}, "decoder": null, "decoder": null})", ": key 'decoder' is given twice in one object");
+  refuse(R"({"model": {"type": "BPE", "type": "BPE"}})", ": key 'type' is given twice in one object");
   refuse(R"({"model": {"type": "BPE", "vocab": {"a": "b"}}})", ": model.vocab: token 'a' has id \"b\"");
   refuse(R"({"model": {"type": "BPE", "vocab": {"a": 1, "b": 1}}})", ": model.vocab: id 1 belongs to both 'a' and 'b'");
   refuse(R"({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": ["a b c"]}})",

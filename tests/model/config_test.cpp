@@ -1,5 +1,7 @@
 #include "model/config.h"
 
+#include <algorithm>
+#include <ctime>
 #include <filesystem>
 #include <string>
 #include <vector>
@@ -250,6 +252,35 @@ TEST_CASE("config: every problem of a file is reported at once", "[model]") {
         "config.json: 'quantization_config': quantized weights are not supported; use the unquantized model");
 }
 
+TEST_CASE("config: of very many problems the first are reported and the rest counted", "[model]") {
+  const std::string problems = problems_of(with(llama_json(), "eos_token_id", std::vector<std::string>(5000, "x")));
+  CHECK(std::count(problems.begin(), problems.end(), '\n') == 20);
+  CHECK_THAT(problems, Catch::EndsWith("config.json: and 4980 more problems"));
+}
+
+TEST_CASE("config: long texts and control characters stay out of messages", "[model]") {
+  CHECK_THAT(problems_of(with(llama_json(), "hidden_act", "a\n\x1b[2J")), Catch::Contains("found 'a\\n\\x1b[2J', "));
+  CHECK(problems_of(with(llama_json(), "hidden_act", std::string(100000, 'x'))).size() < 200);
+  CHECK(problems_of(with(llama_json(), "model_type", std::string(100000, 'x'))).size() < 400);
+}
+
+TEST_CASE("config: a list of more layers than there are is refused", "[model]") {
+  Json json = mixtral_json();
+  json["model_type"] = "qwen2_moe";
+  json["mlp_only_layers"] = std::vector<int>(5000, 1);
+  CHECK(problems_of(json) == "config.json: 'mlp_only_layers': found a list of 5000 layers, but there are 2");
+}
+
+TEST_CASE("config: a hundred thousand unknown keys are kept without comparing each with all", "[model]") {
+  std::string text = R"({"model_type": "llama", "vocab_size": 100, "hidden_size": 32, "intermediate_size": 48,
+                         "num_hidden_layers": 2, "num_attention_heads": 4)";
+  for (int i = 0; i < 100000; ++i) text += ", \"key" + std::to_string(i) + "\": 0";
+  const std::clock_t start = std::clock();
+  const Json written = model_config_json(parse_model_config(parse_json(text + "}", "c.json"), "c.json"));
+  CHECK(written.size() > 100000);
+  CHECK(std::clock() - start < 10 * CLOCKS_PER_SEC);  // each with all takes minutes
+}
+
 TEST_CASE("config: an unknown model_type is refused by name", "[model]") {
   CHECK(problems_of(with(llama_json(), "model_type", "bert")) ==
         "config.json: 'model_type': found 'bert'; known: llama, mistral, qwen2, qwen3, mixtral, olmoe, qwen2_moe, "
@@ -352,7 +383,7 @@ TEST_CASE("config: files of transformers read and write back without a change of
       // Positions that are stretched are written in the spelling that transformers 4 knows too.
       if (key == "rope_parameters" && config.rope.kind != RopeKind::kDefault) continue;
       if (key == "num_local_experts" && !written.contains(key)) continue;  // num_experts, which both versions read
-      if (key == "head_dim" && value.is_null()) continue;  // written out
+      if (key == "head_dim" && value.is_null()) continue;                  // written out
       INFO(key);
       CHECK(written[key] == value);
     }

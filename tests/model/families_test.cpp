@@ -4,6 +4,7 @@
 #include "checkpoint/checkpoint.h"
 #include "kernels/ops.h"
 #include "model/losses.h"
+#include "model/parameter_count.h"
 #include "tests/support/catch.h"
 #include "tests/support/compare.h"
 #include "tests/support/tiny_model.h"
@@ -153,5 +154,15 @@ TEST_CASE("families: every family's list of parameters has the decoder's names i
     const auto shapes = parameter_shapes(model.config);
     REQUIRE(parameters.size() == shapes.size());
     for (std::size_t i = 0; i < shapes.size(); ++i) REQUIRE(parameters[i].name == shapes[i].first);
+  }
+}
+
+TEST_CASE("families: the number of tensors is that of the list, which is not made for it", "[model]") {
+  for (const auto& entry : std::filesystem::directory_iterator(golden("families"))) {
+    INFO(entry.path());
+    ModelConfig config = read_model_config(entry.path());
+    config.num_hidden_layers = 7;
+    if (config.moe) config.dag = DagConfig{.num_iterations = 3, .node_size = 6};
+    CHECK(num_parameter_tensors(config) == static_cast<std::int64_t>(parameter_shapes(config).size()));
   }
 }
