@@ -21,10 +21,20 @@ std::string_view prefix_text(SpacePrefix prefix) {
   throw InternalError("prefix_text: unknown rule");
 }
 
+namespace {
+
+// A value of the file in a message: short, on one line.
+std::string found_text(const Json& value) {
+  return value.is_string() ? quoted_for_message(value.get<std::string>()) : value.type_name();
+}
+
+}  // namespace
+
 SpacePrefix metaspace_prefix(const Json& metaspace, const std::string& where) {
   if (const Json* replacement = find_part(metaspace, "replacement");
       replacement != nullptr && *replacement != kSpaceSymbol) {
-    throw InputError(str(where, ": Metaspace: replacement ", replacement->dump(), " is not supported, only U+2581"));
+    throw InputError(
+        str(where, ": Metaspace: replacement ", found_text(*replacement), " is not supported, only U+2581"));
   }
   const auto scheme = metaspace.find("prepend_scheme");
   if (scheme == metaspace.end()) {  // before tokenizers 0.15
@@ -35,7 +45,7 @@ SpacePrefix metaspace_prefix(const Json& metaspace, const std::string& where) {
   if (*scheme == "first") return SpacePrefix::kFirst;
   if (*scheme == "never") return SpacePrefix::kNever;
   throw InputError(
-      str(where, ": Metaspace: prepend_scheme ", scheme->dump(), " is not known; known: always, first, never"));
+      str(where, ": Metaspace: prepend_scheme ", found_text(*scheme), " is not known; known: always, first, never"));
 }
 
 std::string with_space_symbols(std::string_view text) {

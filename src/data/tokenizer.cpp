@@ -33,7 +33,8 @@ std::unique_ptr<Tokenizer> load_tokenizer(const std::filesystem::path& folder) {
   const TokenizerConfig config = read_tokenizer_config(folder);
   if (std::filesystem::exists(json_file)) {
     const TokenizerJson document = read_tokenizer_json(json_file);
-    const bool is_bpe = document.settings["model"].value("type", "") == "BPE";
+    const Json& model = document.settings["model"];
+    const bool is_bpe = model.contains("type") && model["type"] == "BPE";
     if (is_bpe || !has_model) return make_bpe_tokenizer(document, config);
     return make_sentencepiece(model_file, sentencepiece_settings(&document, config), config);
   }

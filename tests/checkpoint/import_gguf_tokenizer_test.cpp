@@ -263,8 +263,9 @@ TEST_CASE("gguf tokenizer: OLMo's tokenizer encodes alike before and after", "[i
 TEST_CASE("gguf tokenizer: what is not supported is refused with its key", "[import]") {
   CHECK(error_of(tokenizer_of("bert", "default", kSmallBpe)) ==
         "metadata key 'tokenizer.ggml.model': found 'bert', supported: gpt2 (byte-level BPE), llama (sentencepiece)");
-  CHECK(error_of(bpe("qwen35", kSmallBpe, {})) ==
-        "tokenizer: pre-tokenizer 'qwen35' is not known; known: gpt-2, smollm, olmo, qwen2, llama-bpe");
+  CHECK_THAT(
+      error_of(bpe("qwen35", kSmallBpe, {})),
+      Catch::EndsWith("m.gguf: pre-tokenizer 'qwen35' is not known; known: gpt-2, smollm, olmo, qwen2, llama-bpe"));
   CHECK(error_of(tokenizer_of("gpt2", "gpt-2", kSmallBpe)) == "metadata key 'tokenizer.ggml.merges': is missing");
   CHECK(error_of(tokenizer_of("llama", "default", kSmallBpe)) == "metadata key 'tokenizer.ggml.scores': is missing");
   CHECK(error_of(bpe("gpt-2", kSmallBpe, {}), 3) ==

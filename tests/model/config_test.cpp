@@ -385,6 +385,7 @@ TEST_CASE("config: files of transformers read and write back without a change of
       if (key == "num_local_experts" && !written.contains(key)) continue;  // num_experts, which both versions read
       if (key == "head_dim" && value.is_null()) continue;                  // written out
       INFO(key);
+      REQUIRE(written.contains(key));
       CHECK(written[key] == value);
     }
   }

@@ -22,6 +22,7 @@ void read(ConfigKeys& keys, ModelConfig& config) {
 }
 
 void write(const ModelConfig& config, Json& json) {
+  if (config.sliding_window == 0) json["sliding_window"] = nullptr;
   json["num_local_experts"] = config.moe->num_experts;
   json["num_experts_per_tok"] = config.moe->num_experts_per_tok;
   json["router_aux_loss_coef"] = config.router_aux_loss_coef;
