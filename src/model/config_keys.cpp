@@ -349,6 +349,27 @@ void read_experts(ConfigKeys& keys, ModelConfig& config, MoeConfig moe, double r
   config.moe = std::move(moe);
 }
 
+void read_qwen_experts(ConfigKeys& keys, ModelConfig& config, MoeConfig moe) {
+  constexpr double kAuxLossCoef = 0.001;
+  moe.norm_topk_prob = false;
+  keys.boolean("norm_topk_prob", moe.norm_topk_prob);
+  keys.integer("moe_intermediate_size", moe.moe_intermediate_size, 1, kMaxIntermediateSize);
+  keys.integer("decoder_sparse_step", moe.decoder_sparse_step, 1, kMaxLayers);
+  keys.layers("mlp_only_layers", moe.mlp_only_layers, config.num_hidden_layers);
+  read_experts(keys, config, std::move(moe), kAuxLossCoef);
+}
+
+void write_qwen_experts(const ModelConfig& config, Json& json) {
+  const MoeConfig& moe = *config.moe;
+  json["num_experts"] = moe.num_experts;
+  json["num_experts_per_tok"] = moe.num_experts_per_tok;
+  json["norm_topk_prob"] = moe.norm_topk_prob;
+  json["moe_intermediate_size"] = moe.moe_intermediate_size;
+  json["decoder_sparse_step"] = moe.decoder_sparse_step;
+  json["mlp_only_layers"] = moe.mlp_only_layers;
+  json["router_aux_loss_coef"] = config.router_aux_loss_coef;
+}
+
 void read_sliding_window(ConfigKeys& keys, ModelConfig& config, std::int64_t absent) {
   if (keys.is_absent("sliding_window")) config.sliding_window = absent;
   keys.integer("sliding_window", config.sliding_window, 1, kMaxPositions);

@@ -83,6 +83,10 @@ void read_common(ConfigKeys& keys, ModelConfig& config, const FamilyDefaults& de
 /// The keys that every mixture of experts has: number of experts (under any of its three names), experts per token,
 /// router_aux_loss_coef. The rest of `moe` holds the family's defaults.
 void read_experts(ConfigKeys& keys, ModelConfig& config, MoeConfig moe, double router_aux_loss_coef);
+/// Qwen's keys for experts in some layers: `norm_topk_prob` (false when absent), `moe_intermediate_size`,
+/// `decoder_sparse_step`, `mlp_only_layers`, then read_experts. The rest of `moe` holds the family's defaults.
+void read_qwen_experts(ConfigKeys& keys, ModelConfig& config, MoeConfig moe);
+void write_qwen_experts(const ModelConfig& config, Json& json);
 /// `sliding_window` for every layer; `absent` is its value when the key is not there.
 void read_sliding_window(ConfigKeys& keys, ModelConfig& config, std::int64_t absent = 0);
 /// `use_sliding_window`, `max_window_layers` and `layer_types`, as Qwen's families have them.

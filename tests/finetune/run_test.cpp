@@ -6,10 +6,10 @@
 #include <thread>
 
 #include "base/error.h"
-#include "model/families.h"
 #include "finetune/run_folder.h"
 #include "finetune/trainer.h"
 #include "kernels/ops.h"
+#include "model/families.h"
 #include "tests/support/catch.h"
 #include "tests/support/compare.h"
 #include "tests/support/tiny_run.h"

@@ -73,8 +73,8 @@ TEST_CASE("decoder: so has a tiny Llama with a tied head", "[model]") { check_fa
 TEST_CASE("decoder: so has a tiny Mixtral", "[model]") { check_family("tiny_mixtral"); }
 
 TEST_CASE("decoder: a DAG-MoE of every base family has the logits and gradients of the remote code", "[model]") {
-  for (const char* name :
-       {"mixtral", "mixtral_sigmoid", "mixtral_shared", "olmoe", "qwen2_moe", "qwen3_moe", "deepseek_v2", "deepseek_v2_groups"}) {
+  for (const char* name : {"mixtral", "mixtral_sigmoid", "mixtral_shared", "olmoe", "qwen2_moe", "qwen3_moe",
+                           "deepseek_v2", "deepseek_v2_groups"}) {
     // The two sum messages and experts in another order, and the gradients below the DAG are sums that cancel.
     check_family(std::string("dagmoe_") + name, 1e-3);
   }

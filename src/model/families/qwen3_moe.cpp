@@ -12,24 +12,12 @@ void read(ConfigKeys& keys, ModelConfig& config) {
   if (const Json* use = keys.peek("use_sliding_window"); use != nullptr && *use == true) {
     read_sliding_window(keys, config, 4096);
   }
-  MoeConfig moe = {.moe_intermediate_size = 768, .norm_topk_prob = false};
-  keys.boolean("norm_topk_prob", moe.norm_topk_prob);
-  keys.integer("moe_intermediate_size", moe.moe_intermediate_size, 1, kMaxIntermediateSize);
-  keys.integer("decoder_sparse_step", moe.decoder_sparse_step, 1, kMaxLayers);
-  keys.layers("mlp_only_layers", moe.mlp_only_layers, config.num_hidden_layers);
-  read_experts(keys, config, moe, 0.001);
+  read_qwen_experts(keys, config, {.moe_intermediate_size = 768});
 }
 
 void write(const ModelConfig& config, Json& json) {
-  const MoeConfig& moe = *config.moe;
   json["attention_bias"] = config.qkv_bias;
-  json["num_experts"] = moe.num_experts;
-  json["num_experts_per_tok"] = moe.num_experts_per_tok;
-  json["norm_topk_prob"] = moe.norm_topk_prob;
-  json["moe_intermediate_size"] = moe.moe_intermediate_size;
-  json["decoder_sparse_step"] = moe.decoder_sparse_step;
-  json["mlp_only_layers"] = moe.mlp_only_layers;
-  json["router_aux_loss_coef"] = config.router_aux_loss_coef;
+  write_qwen_experts(config, json);
 }
 
 }  // namespace
