@@ -23,8 +23,8 @@ std::string parameter_group(std::string_view name) {
   if (contains(name, ".mlp.experts.")) return "experts";
   if (contains(name, ".mlp.shared_expert")) return "shared_experts";
   if (contains(name, ".mlp.")) return "mlp";
+  if (contains(name, "norm.")) return "norms";  // those of q and k included
   if (contains(name, ".self_attn.")) return "attention";
-  if (contains(name, "norm.")) return "norms";
   if (contains(name, "embed_tokens.")) return "embeddings";
   return "lm_head";
 }

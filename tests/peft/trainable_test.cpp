@@ -38,6 +38,17 @@ TEST_CASE("trainable: a group is exactly its parameters, and the DAG's norm belo
   REQUIRE(chosen({"full"}) == kNames);
 }
 
+TEST_CASE("trainable: parts that only some families have belong to the group of their kind", "[peft]") {
+  const std::string layer = "model.layers.0.";
+  REQUIRE(parameter_group(layer + "self_attn.q_norm.weight") == "norms");
+  REQUIRE(parameter_group(layer + "self_attn.kv_a_layernorm.weight") == "norms");
+  REQUIRE(parameter_group(layer + "self_attn.q_proj.bias") == "attention");
+  REQUIRE(parameter_group(layer + "self_attn.kv_a_proj_with_mqa.weight") == "attention");
+  REQUIRE(parameter_group(layer + "mlp.shared_expert.up_proj.weight") == "shared_experts");
+  REQUIRE(parameter_group(layer + "mlp.shared_expert_gate.weight") == "shared_experts");
+  REQUIRE(parameter_group(layer + "mlp.down_proj.weight") == "mlp");
+}
+
 TEST_CASE("trainable: the last matching rule wins", "[peft]") {
   REQUIRE(chosen({"dag", "!model.layers.0.*"}) == std::vector<std::string>{kNames[7]});
   REQUIRE(chosen({"!dag", "dag"}).size() == 3);
