@@ -187,10 +187,12 @@ void copy_side_files(const std::filesystem::path& from, const std::filesystem::p
                               "vocab.json",
                               "merges.txt",
                               "chat_template.jinja",
-                              "generation_config.json"};
+                              "generation_config.json",
+                              "additional_chat_templates"};
   for (const char* name : kNames) {
     if (std::filesystem::exists(from / name)) {
-      std::filesystem::copy_file(from / name, to / name, std::filesystem::copy_options::overwrite_existing);
+      using Options = std::filesystem::copy_options;
+      std::filesystem::copy(from / name, to / name, Options::recursive | Options::overwrite_existing);
     }
   }
 }

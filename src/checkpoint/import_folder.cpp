@@ -1,11 +1,11 @@
 // A Hugging Face folder as a source: tensors are mapped and converted; experts stay in the layout they have.
-#include <array>
 #include <map>
 
 #include "base/error.h"
 #include "base/log.h"
 #include "base/problems.h"
 #include "base/text.h"
+#include "checkpoint/checkpoint.h"
 #include "checkpoint/import_source.h"
 #include "checkpoint/layout.h"
 #include "checkpoint/safetensors_convert.h"
@@ -15,17 +15,6 @@ namespace dagmoe {
 namespace {
 
 namespace fs = std::filesystem;
-
-constexpr std::array<const char*, 10> kSideFiles = {"tokenizer.json",
-                                                    "tokenizer.model",
-                                                    "tokenizer_config.json",
-                                                    "vocab.json",
-                                                    "merges.txt",
-                                                    "special_tokens_map.json",
-                                                    "added_tokens.json",
-                                                    "chat_template.jinja",
-                                                    "generation_config.json",
-                                                    "additional_chat_templates"};
 
 TensorSource make_tensor(const DiskTensor& disk, const SafetensorsFolder::Place& place, DType dtype,
                          const std::shared_ptr<std::vector<std::byte>>& buffer) {
@@ -37,12 +26,6 @@ TensorSource make_tensor(const DiskTensor& disk, const SafetensorsFolder::Place&
             *buffer = convert_floats(bytes, from, dtype, where);
             return *buffer;
           }};
-}
-
-void copy_side_files(const fs::path& from, const fs::path& to) {
-  for (const char* name : kSideFiles) {
-    if (fs::exists(from / name)) fs::copy(from / name, to / name, fs::copy_options::recursive);
-  }
 }
 
 std::string describe(const SafetensorsFolder& weights, const ModelConfig& config) {
