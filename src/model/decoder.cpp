@@ -186,8 +186,9 @@ RopeTables Decoder::rope_tables_at(const at::Tensor& position_ids_T) const {
   return rope_tables(config, position_ids_T, statistics_dtype(compute_dtype));
 }
 
-at::Tensor Decoder::feed_forward(const DecoderLayer& layer, const at::Tensor& hidden_TD,
-                                 std::vector<Routing>* routing) const {
+at::Tensor Decoder::feed_forward(std::int64_t layer_index, const at::Tensor& hidden_TD, std::vector<Routing>* routing,
+                                 const ForwardOptions& options) const {
+  const DecoderLayer& layer = layers[static_cast<std::size_t>(layer_index)];
   const at::Tensor x_TD = rms_norm(hidden_TD, layer.post_attention_norm_D, config.rms_norm_eps);
   if (!layer.is_moe) return hidden_TD + dense_ffn(x_TD, layer);
 
@@ -195,26 +196,34 @@ at::Tensor Decoder::feed_forward(const DecoderLayer& layer, const at::Tensor& hi
   const RoutedRows rows = route_rows(routed.expert_ids_TK, config.moe->num_experts);
   const at::Tensor out_RD = expert_ffn(gather_routed(x_TD, rows), layer.experts, rows.counts_E);
   CombineInput input{hidden_TD, x_TD, ungather_routed(out_RD, rows), routed.weights_TK};
+  if (options.on_combine) options.on_combine(layer_index, input, routed);
   at::Tensor next_TD = combine_experts(input, layer.dag, config.dag ? &*config.dag : nullptr, config.rms_norm_eps);
   if (!layer.shared_expert.gate_FD.empty()) next_TD = next_TD + shared_ffn(x_TD, layer);  // outside the DAG
   if (routing != nullptr) routing->push_back(std::move(routed));
   return next_TD;
 }
 
-ModelOutput Decoder::forward(const ModelInput& input) const {
+ModelOutput Decoder::forward(const ModelInput& input, const ForwardOptions& options) const {
+  const auto report = [&](const std::string& module, const at::Tensor& tensor) {
+    if (options.on_module) options.on_module(module, tensor);
+  };
   const RopeTables rope = rope_tables_at(input.position_ids_T);
   ModelOutput output;
   at::Tensor hidden_TD = cast(at::embedding(embed_tokens_VD, input.input_ids_T), compute_dtype);
-  for (std::size_t n = 0; n < layers.size(); ++n) {
-    const DecoderLayer& layer = layers[n];
+  report("model.embed_tokens", hidden_TD);
+  for (std::int64_t n = 0; n < config.num_hidden_layers; ++n) {
+    const DecoderLayer& layer = layers[static_cast<std::size_t>(n)];
     const at::Tensor x_TD = rms_norm(hidden_TD, layer.input_norm_D, config.rms_norm_eps);
     const QueryKeyValue qkv = project_qkv(layer.attention, config, x_TD, rope);
-    const at::Tensor attended_THd = segment_attention(qkv.q_THd, qkv.k_THkd, qkv.v_THkd, input.segment_offsets,
-                                                      config.window_of(static_cast<std::int64_t>(n)));
+    const at::Tensor attended_THd =
+        segment_attention(qkv.q_THd, qkv.k_THkd, qkv.v_THkd, input.segment_offsets, config.window_of(n));
     hidden_TD = hidden_TD + project_output(layer.attention, config, attended_THd);
-    hidden_TD = feed_forward(layer, hidden_TD, &output.routing);
+    report(str("model.layers.", n, ".self_attn"), hidden_TD);
+    hidden_TD = feed_forward(n, hidden_TD, &output.routing, options);
+    report(str("model.layers.", n, ".mlp"), hidden_TD);
   }
   output.hidden_TD = rms_norm(hidden_TD, norm_D, config.rms_norm_eps);
+  report("model.norm", output.hidden_TD);
   return output;
 }
 
@@ -247,7 +256,7 @@ at::Tensor Decoder::forward_cached(const at::Tensor& input_ids_T, KvCache& cache
     const at::Tensor attended_nHd = past == 0 ? segment_attention(qkv.q_THd, keys, values, {0, n}, window)
                                               : cached_attention(qkv.q_THd, keys, values, past, window);
     hidden_TD = hidden_TD + project_output(layer.attention, config, attended_nHd);
-    hidden_TD = feed_forward(layer, hidden_TD, nullptr);
+    hidden_TD = feed_forward(static_cast<std::int64_t>(i), hidden_TD, nullptr, {});
   }
   cache.length = past + n;
   return rms_norm(hidden_TD, norm_D, config.rms_norm_eps);

@@ -22,6 +22,15 @@ struct ModelInput {
   std::vector<std::int64_t> segment_offsets;
 };
 
+/// What a forward pass does besides computing hidden states.
+struct ForwardOptions {
+  /// Gets each module's checkpoint name ("model.embed_tokens", "model.layers.3.self_attn", "model.layers.3.mlp",
+  /// "model.norm") and what the stream is behind it, in order: to find where a value stops being finite.
+  std::function<void(const std::string& module, const at::Tensor& output_TD)> on_module = {};
+  /// Gets what each MoE layer combines: to analyse the learned graph.
+  std::function<void(std::int64_t layer, const CombineInput& input, const Routing& routing)> on_combine = {};
+};
+
 struct ModelOutput {
   at::Tensor hidden_TD;          ///< after the last norm; logits only where needed
   std::vector<Routing> routing;  ///< one per MoE layer, in order
@@ -78,7 +87,7 @@ class Decoder {
   std::vector<NamedTensor> parameters();
 
   /// Hidden states of packed sequences. Differentiable with respect to every parameter that requires grad.
-  ModelOutput forward(const ModelInput& input) const;
+  ModelOutput forward(const ModelInput& input, const ForwardOptions& options = {}) const;
   /// Appends `input_ids_T` (one sequence) to the cache and returns the hidden states of the new tokens. No gradients.
   at::Tensor forward_cached(const at::Tensor& input_ids_T, KvCache& cache) const;
   KvCache make_cache(std::int64_t capacity) const;
@@ -89,7 +98,8 @@ class Decoder {
 
  private:
   RopeTables rope_tables_at(const at::Tensor& position_ids_T) const;
-  at::Tensor feed_forward(const DecoderLayer& layer, const at::Tensor& hidden_TD, std::vector<Routing>* routing) const;
+  at::Tensor feed_forward(std::int64_t layer_index, const at::Tensor& hidden_TD, std::vector<Routing>* routing,
+                          const ForwardOptions& options) const;
 };
 
 /// Random weights: N(0, initializer_range^2) for matrices, ones for norms, zero for every DAG up_proj (method.md 1.1).
