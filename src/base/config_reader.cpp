@@ -264,7 +264,7 @@ std::vector<YamlIssue> apply_override(YamlNode& root, const std::string& text) {
 struct ConfigReader::Shared {
   std::string name;
   YamlNode root;
-  std::deque<YamlNode> absent_sections;  // a deque, so that pointers to its elements stay good
+  std::deque<YamlNode> made_nodes;  // not in the file; a deque, so that pointers to its elements stay good
   std::vector<YamlPlace> issue_places;   // one per issue
   std::vector<std::string> issues;       // in the order of the file, the command line's last
 
@@ -382,21 +382,29 @@ void ConfigReader::finish() {
   if (!shared_->issues.empty()) shared_->throw_issues();
 }
 
-std::vector<ConfigReader> ConfigReader::open_section(std::string_view key, Section kind) {
+std::vector<ConfigReader> ConfigReader::open_section(std::string_view key, Section kind, std::string_view word_key) {
   const YamlNode* found = ask(key);
   const std::string path = join_path(path_, key);
   std::vector<ConfigReader> children;
   if (!has(key)) {
     if (kind != Section::kOne) return children;
-    YamlNode& absent = shared_->absent_sections.emplace_back();
+    YamlNode& absent = shared_->made_nodes.emplace_back();
     absent.kind = Kind::kMap;
     absent.place = locate(*node_, key).node->place;
     children.push_back(ConfigReader(shared_, &absent, path));
     return children;
   }
   const bool is_list = kind == Section::kList;
+  if (is_list && !word_key.empty() && found->kind == Kind::kScalar) {  // one word is a list of one
+    YamlNode& list = shared_->made_nodes.emplace_back();
+    list.kind = Kind::kList;
+    list.place = found->place;
+    list.items.push_back(*found);
+    found = &list;
+  }
   if (found->kind != (is_list ? Kind::kList : Kind::kMap)) {
-    issue(key, wrong_type(*found, is_list ? "a list of mappings" : "a mapping").front().message);
+    const char* list = word_key.empty() ? "a list of mappings" : "a list of words or mappings";
+    issue(key, wrong_type(*found, is_list ? list : "a mapping").front().message);
     return children;
   }
   if (!is_list) {
@@ -408,6 +416,12 @@ std::vector<ConfigReader> ConfigReader::open_section(std::string_view key, Secti
     const std::string item_path = join_path(path, std::to_string(i));
     if (item.kind == Kind::kMap) {
       children.push_back(ConfigReader(shared_, &item, item_path));
+    } else if (item.kind == Kind::kScalar && !word_key.empty()) {
+      YamlNode& mapping = shared_->made_nodes.emplace_back();
+      mapping.kind = Kind::kMap;
+      mapping.place = item.place;
+      mapping.members.push_back({std::string(word_key), item.place, item});
+      children.push_back(ConfigReader(shared_, &mapping, item_path));
     } else {
       shared_->add_issue(item.place, item_path, wrong_type(item, "a mapping").front().message);
     }

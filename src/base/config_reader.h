@@ -97,7 +97,12 @@ class ConfigReader {
   }
   template <class T>
   void section(std::string_view key, std::vector<T>& value) {
-    std::vector<ConfigReader> children = open_section(key, Section::kList);
+    section_or_word(key, value, "");
+  }
+  /// A list whose items may be written short: a lone word `x` stands for {word_key: x}.
+  template <class T>
+  void section_or_word(std::string_view key, std::vector<T>& value, std::string_view word_key) {
+    std::vector<ConfigReader> children = open_section(key, Section::kList, word_key);
     if (has(key)) value.clear();
     for (auto& child : children) bind(child, value.emplace_back()), child.close();
   }
@@ -123,7 +128,7 @@ class ConfigReader {
   const YamlNode* ask(std::string_view key);  // remembers that the key is known
   template <class T, class... Limits>
   void read(std::string_view key, Presence presence, T& value, const Limits&... limits);
-  std::vector<ConfigReader> open_section(std::string_view key, Section kind);
+  std::vector<ConfigReader> open_section(std::string_view key, Section kind, std::string_view word_key = "");
   bool read_choice(std::string_view key, const std::vector<std::string>& known, std::size_t& index);
   void close();  // reports keys nobody asked for
 
@@ -171,7 +176,12 @@ class ConfigWriter {
     for (auto& item : value) begin_item(), bind(*this, item), end_section();
     end_list();
   }
+  template <class T>
+  void section_or_word(std::string_view key, std::vector<T>& value, std::string_view) {
+    section(key, value);
+  }
   bool has(std::string_view) const { return true; }
+  std::string place(std::string_view) const { return ""; }
   void issue(std::string_view, const std::string&) {}
   std::string text() const;
 

@@ -3,6 +3,7 @@
 #include "base/config_reader.h"
 #include "base/error.h"
 #include "base/text.h"
+#include "peft/trainable.h"
 
 namespace dagmoe {
 namespace {
@@ -67,11 +68,27 @@ void bind(Fields& fields, DataRecipe& config) {
 }
 
 template <class Fields>
+void bind(Fields& fields, TrainableEntry& config) {
+  fields.required("group", config.group);
+  config.where = fields.place("group");
+  fields.optional("layers", config.layers);
+  for (const auto& layers : config.layers) {
+    if (parse_layer_range(layers)) continue;
+    fields.issue("layers", str("found '", layers, "', expected a number or two with dots between (8..15)"));
+  }
+  fields.template optional<double>("lr", config.lr, {.min = 0.0, .max = 1e3});
+  fields.template optional<double>("weight_decay", config.weight_decay, {.min = 0.0, .max = 1e3});
+  if (config.group.starts_with('!') && (config.lr || config.weight_decay))
+    fields.issue(config.lr ? "lr" : "weight_decay", "means nothing for what a rule freezes; leave it out");
+}
+
+template <class Fields>
 void bind(Fields& fields, Recipe::Data& config) {
   fields.section("train", config.train);
   fields.section("valid", config.valid);
   fields.optional("max_seq_len", config.max_seq_len, {.min = 8, .max = kMaxCount});
   fields.optional("packing", config.packing);
+  fields.optional("shuffle", config.shuffle);
   fields.optional("max_bad_records", config.max_bad_records, {.min = 0, .max = kMaxCount});
   fields.optional("limit", config.limit, {.min = 0, .max = kMaxCount});
 }
@@ -86,8 +103,11 @@ void bind(Fields& fields, Recipe::Batch& config) {
 
 template <class Fields>
 void bind(Fields& fields, Recipe::Optimizer& config) {
-  fields.optional("name", config.name);
-  if (config.name != "adamw") fields.issue("name", str("found '", config.name, "', expected adamw"));
+  fields.choice("name", config.name,
+                {{"adamw", OptimizerKind::kAdamW},
+                 {"adamw_8bit", OptimizerKind::kAdamW8bit},
+                 {"muon", OptimizerKind::kMuon},
+                 {"sgd", OptimizerKind::kSgd}});
   fields.optional("lr", config.lr, {.min = 0.0, .max = 1e3});
   fields.optional("betas", config.betas);
   const bool betas_fit = config.betas.size() == 2 && config.betas[0] >= 0.0 && config.betas[0] < 1.0 &&
@@ -95,6 +115,8 @@ void bind(Fields& fields, Recipe::Optimizer& config) {
   if (!betas_fit) fields.issue("betas", "expected two numbers, each at least 0 and below 1");
   fields.optional("eps", config.eps, {.min = 0.0, .max = 1.0});
   fields.optional("weight_decay", config.weight_decay, {.min = 0.0, .max = 1e3});
+  fields.optional("momentum", config.momentum, {.min = 0.0, .max = 0.9999});
+  fields.optional("nesterov", config.nesterov);
 }
 
 template <class Fields>
@@ -103,24 +125,31 @@ void bind(Fields& fields, ScheduleConfig& config) {
                 {{"constant", ScheduleKind::kConstant},
                  {"linear", ScheduleKind::kLinear},
                  {"cosine", ScheduleKind::kCosine},
-                 {"wsd", ScheduleKind::kWsd}});
+                 {"wsd", ScheduleKind::kWsd},
+                 {"inverse_sqrt", ScheduleKind::kInverseSqrt}});
   fields.optional("warmup_steps", config.warmup_steps, {.min = 0, .max = kMaxCount});
   fields.optional("min_lr_ratio", config.min_lr_ratio, {.min = 0.0, .max = 1.0});
   fields.optional("decay_fraction", config.decay_fraction, {.min = 0.0, .max = 1.0});
+  fields.choice("decay", config.decay,
+                {{"cosine", WsdDecay::kCosine}, {"linear", WsdDecay::kLinear}, {"sqrt", WsdDecay::kSqrt}});
 }
 
 template <class Fields>
 void bind(Fields& fields, Recipe::Eval& config) {
   fields.optional("every_steps", config.every_steps, {.min = 0, .max = kMaxCount});
   fields.optional("tasks", config.tasks);
-  if (!config.tasks.empty())
-    fields.issue("tasks", "tasks inside a run are not built yet; use dagmoe eval on the result");
+  fields.optional("limit", config.limit, {.min = 0, .max = kMaxCount});
+  fields.optional("data_dir", config.data_dir);
+  fields.optional("datasets", config.datasets);
+  fields.optional("early_stopping_patience", config.early_stopping_patience, {.min = 0, .max = kMaxCount});
+  fields.optional("early_stopping_min_delta", config.early_stopping_min_delta, {.min = 0.0, .max = 1e3});
 }
 
 template <class Fields>
 void bind(Fields& fields, Recipe::Checkpoints& config) {
   fields.optional("every_steps", config.every_steps, {.min = 0, .max = kMaxCount});
   fields.optional("keep_last", config.keep_last, {.min = 1, .max = kMaxCount});
+  fields.optional("keep_best", config.keep_best);
 }
 
 template <class Fields>
@@ -131,7 +160,7 @@ void bind(Fields& fields, Recipe& recipe) {
   fields.choice("device", recipe.device, {{"auto", Device::kAuto}, {"cpu", Device::kCpu}, {"cuda", Device::kCuda}});
   fields.choice("dtype", recipe.dtype, {{"float32", ComputeType::kFloat32}, {"bfloat16", ComputeType::kBFloat16}});
   fields.section("model", recipe.model);
-  fields.required("trainable", recipe.trainable);
+  fields.section_or_word("trainable", recipe.trainable, "group");
   fields.section("data", recipe.data);
   fields.section("batch", recipe.batch);
   fields.template optional<std::int64_t>("epochs", recipe.epochs, {.min = 1, .max = kMaxCount});
@@ -139,8 +168,15 @@ void bind(Fields& fields, Recipe& recipe) {
   fields.section("optimizer", recipe.optimizer);
   fields.section("schedule", recipe.schedule);
   fields.optional("max_grad_norm", recipe.max_grad_norm, {.min = 0.0, .max = 1e9});
+  fields.optional("label_smoothing", recipe.label_smoothing, {.min = 0.0, .max = 0.999});
+  fields.optional("neftune_alpha", recipe.neftune_alpha, {.min = 0.0, .max = 1e4});
   fields.optional("router_aux_loss_coef", recipe.router_aux_loss_coef, {.min = 0.0, .max = 1e3});
   fields.optional("router_z_loss_coef", recipe.router_z_loss_coef, {.min = 0.0, .max = 1e3});
+  fields.choice("router_aux_loss_scope", recipe.router_aux_loss_scope,
+                {{"global", BalanceScope::kGlobal}, {"batch", BalanceScope::kBatch}});
+  fields.optional("router_bias_update_rate", recipe.router_bias_update_rate, {.min = 0.0, .max = 1.0});
+  fields.optional("recompute", recipe.recompute);
+  fields.optional("max_skipped_steps", recipe.max_skipped_steps, {.min = 0, .max = kMaxCount});
   fields.section("eval", recipe.eval);
   fields.section("checkpoint", recipe.checkpoint);
 }
@@ -161,11 +197,12 @@ Recipe load_recipe(const std::filesystem::path& path, std::span<const std::strin
     reader.issue("schedule",
                  str("warmup_steps (", recipe.schedule.warmup_steps, ") is more than steps (", *recipe.steps, ")"));
   }
-  if (recipe.trainable.empty() && reader.has("trainable"))
-    reader.issue("trainable", "expected at least one group, 'full' or a glob");
+  if (recipe.trainable.empty()) {
+    reader.issue("trainable", str(reader.has("trainable") ? "" : "required key is missing; ",
+                                  "expected at least one group, 'full' or a glob"));
+  }
   if (recipe.device == Device::kCuda) reader.issue("device", "training on cuda is not built yet; expected auto or cpu");
   reader.finish();
-  recipe.trainable_places.assign(recipe.trainable.size(), reader.place("trainable"));
   if (!recipe.batch.tokens && !recipe.batch.sequences) recipe.batch.tokens = 4096;
   return recipe;
 }
@@ -176,23 +213,87 @@ std::string to_yaml(Recipe recipe) {
   return writer.text();
 }
 
-std::vector<std::string> settings_without_effect(const Recipe& recipe, const ModelConfig& model) {
+namespace {
+
+/// Collects "KEY has no effect REASON" lines.
+class DeadSettings {
+ public:
+  /// `is_set`: the key has another value than its default.
+  void add(bool is_set, std::string_view key, std::string_view reason) {
+    if (is_set) lines.push_back(str(key, " has no effect ", reason));
+  }
   std::vector<std::string> lines;
+};
+
+void check_optimizer(DeadSettings& dead, const Recipe::Optimizer& optimizer, const Recipe::Optimizer& defaults) {
+  const bool is_sgd = optimizer.name == OptimizerKind::kSgd;
+  const bool has_momentum = is_sgd || optimizer.name == OptimizerKind::kMuon;
+  dead.add(is_sgd && optimizer.betas != defaults.betas, "optimizer.betas", "with optimizer.name sgd");
+  dead.add(is_sgd && optimizer.eps != defaults.eps, "optimizer.eps", "with optimizer.name sgd");
+  dead.add(!has_momentum && optimizer.momentum != defaults.momentum, "optimizer.momentum",
+           "unless optimizer.name is muon or sgd");
+  dead.add(!has_momentum && optimizer.nesterov != defaults.nesterov, "optimizer.nesterov",
+           "unless optimizer.name is muon or sgd");
+  dead.add(is_sgd && optimizer.momentum == 0 && optimizer.nesterov != defaults.nesterov, "optimizer.nesterov",
+           "without momentum");
+}
+
+void check_schedule(DeadSettings& dead, const ScheduleConfig& schedule) {
   const ScheduleConfig defaults;
-  if (recipe.schedule.kind != ScheduleKind::kWsd && recipe.schedule.decay_fraction != defaults.decay_fraction) {
-    lines.emplace_back("schedule.decay_fraction has no effect unless schedule.kind is wsd");
+  const bool is_wsd = schedule.kind == ScheduleKind::kWsd;
+  dead.add(!is_wsd && schedule.decay_fraction != defaults.decay_fraction, "schedule.decay_fraction",
+           "unless schedule.kind is wsd");
+  dead.add(!is_wsd && schedule.decay != defaults.decay, "schedule.decay", "unless schedule.kind is wsd");
+  dead.add(schedule.kind == ScheduleKind::kConstant && schedule.min_lr_ratio != defaults.min_lr_ratio,
+           "schedule.min_lr_ratio", "with schedule.kind constant");
+}
+
+void check_router(DeadSettings& dead, const Recipe& recipe, const ModelConfig& model, bool router_gets_gradient) {
+  for (const auto& [key, value] :
+       {std::pair{"router_aux_loss_coef", recipe.router_aux_loss_coef}, {"router_z_loss_coef", recipe.router_z_loss_coef}}) {
+    dead.add(value > 0 && !model.moe, key, "because the model has no router");
+    dead.add(value > 0 && model.moe && !router_gets_gradient, key,
+             "because nothing that trains lies before a router or in one");
   }
-  if (recipe.schedule.kind == ScheduleKind::kConstant && recipe.schedule.min_lr_ratio != defaults.min_lr_ratio) {
-    lines.emplace_back("schedule.min_lr_ratio has no effect with schedule.kind constant");
-  }
-  if (!model.moe && recipe.router_aux_loss_coef > 0)
-    lines.emplace_back("router_aux_loss_coef has no effect: the model has no router");
-  if (!model.moe && recipe.router_z_loss_coef > 0)
-    lines.emplace_back("router_z_loss_coef has no effect: the model has no router");
-  if (recipe.model.dag && model.dag && !model.moe) lines.emplace_back("model.dag has no effect: the model is dense");
-  if (recipe.data.valid.empty() && recipe.eval.every_steps > 0)
-    lines.emplace_back("eval.every_steps has no effect without data.valid");
-  return lines;
+  dead.add(recipe.router_bias_update_rate > 0 && !model.moe, "router_bias_update_rate", "because the model has no router");
+  dead.add(recipe.router_aux_loss_scope != BalanceScope::kGlobal && recipe.router_aux_loss_coef == 0,
+           "router_aux_loss_scope", "without router_aux_loss_coef");
+  dead.add(recipe.model.dag && !model.moe, "model.dag", "because the model is dense; run dagmoe upcycle first");
+}
+
+void check_validation(DeadSettings& dead, const Recipe& recipe) {
+  const Recipe::Eval defaults;
+  const bool has_tasks = !recipe.eval.tasks.empty(), has_valid = !recipe.data.valid.empty();
+  const bool validates = has_valid && recipe.eval.every_steps > 0;
+  const std::string_view no_validation = "without data.valid and eval.every_steps";
+  dead.add(recipe.eval.every_steps > 0 && !has_valid && !has_tasks, "eval.every_steps",
+           "without data.valid or eval.tasks");
+  dead.add(!has_tasks && recipe.eval.limit != defaults.limit, "eval.limit", "without eval.tasks");
+  dead.add(!has_tasks && recipe.eval.data_dir != defaults.data_dir, "eval.data_dir", "without eval.tasks");
+  dead.add(!has_tasks && !recipe.eval.datasets.empty(), "eval.datasets", "without eval.tasks");
+  dead.add(!validates && recipe.eval.early_stopping_patience > 0, "eval.early_stopping_patience", no_validation);
+  dead.add(recipe.eval.early_stopping_patience == 0 && recipe.eval.early_stopping_min_delta > 0,
+           "eval.early_stopping_min_delta", "without eval.early_stopping_patience");
+  dead.add(!validates && recipe.checkpoint.keep_best, "checkpoint.keep_best", no_validation);
+  dead.add(recipe.checkpoint.every_steps == 0 && recipe.checkpoint.keep_last != Recipe::Checkpoints().keep_last,
+           "checkpoint.keep_last", "without checkpoint.every_steps");
+}
+
+}  // namespace
+
+std::vector<std::string> settings_without_effect(const Recipe& recipe, const ModelConfig& model,
+                                                 bool router_gets_gradient) {
+  const Recipe defaults;
+  DeadSettings dead;
+  check_optimizer(dead, recipe.optimizer, defaults.optimizer);
+  check_schedule(dead, recipe.schedule);
+  check_router(dead, recipe, model, router_gets_gradient);
+  check_validation(dead, recipe);
+  dead.add(!recipe.data.packing && recipe.batch.micro_batch_tokens != defaults.batch.micro_batch_tokens,
+           "batch.micro_batch_tokens", "with data.packing false: every sample is a micro batch of its own");
+  const bool draws = recipe.data.shuffle || recipe.neftune_alpha > 0 || (recipe.model.dag && model.dag);
+  dead.add(recipe.seed != defaults.seed && !draws, "seed", "because nothing is drawn at random");
+  return std::move(dead.lines);
 }
 
 }  // namespace dagmoe

@@ -8,8 +8,7 @@
 #include <vector>
 
 #include "data/example.h"
-#include "finetune/optimizer.h"
-#include "finetune/schedule.h"
+#include "finetune/train_config.h"
 #include "model/config.h"
 
 namespace dagmoe {
@@ -25,6 +24,15 @@ struct DataRecipe {
   double weight = 1.0;
 };
 
+/// One item of `trainable`: a group, "full" or a glob (a leading '!' freezes), in all layers or some, with its own
+/// learning rate and weight decay where these are given.
+struct TrainableEntry {
+  std::string group;
+  std::vector<std::string> layers;  ///< "8" or "8..15"
+  std::optional<double> lr, weight_decay;
+  std::string where;  ///< "file:line:column"
+};
+
 /// All of one run; the keys of a recipe file are the field names (interface.md). Defaults stand here and nowhere else.
 struct Recipe {
   std::int64_t version = 1, seed = 17;
@@ -35,11 +43,11 @@ struct Recipe {
     std::string path;
     std::optional<DagConfig> dag;
   } model;
-  std::vector<std::string> trainable;
+  std::vector<TrainableEntry> trainable;
   struct Data {
     std::vector<DataRecipe> train, valid;
     std::int64_t max_seq_len = 512, max_bad_records = 0, limit = 0;
-    bool packing = true;
+    bool packing = true, shuffle = true;
   } data;
   struct Batch {
     std::optional<std::int64_t> tokens, sequences;
@@ -47,31 +55,43 @@ struct Recipe {
   } batch;
   std::optional<std::int64_t> epochs, steps;
   struct Optimizer {
-    std::string name = "adamw";
-    double lr = 2e-5, eps = 1e-8, weight_decay = 0.0;
+    OptimizerKind name = OptimizerKind::kAdamW;
+    double lr = 2e-5, eps = 1e-8, weight_decay = 0.0, momentum = 0.95;
+    bool nesterov = true;
     std::vector<double> betas{0.9, 0.999};
   } optimizer;
   ScheduleConfig schedule;
   double max_grad_norm = 1.0;
-  double router_aux_loss_coef = 0.0, router_z_loss_coef = 0.0;
+  double label_smoothing = 0.0, neftune_alpha = 0.0;
+  double router_aux_loss_coef = 0.0, router_z_loss_coef = 0.0, router_bias_update_rate = 0.0;
+  BalanceScope router_aux_loss_scope = BalanceScope::kGlobal;
+  bool recompute = false;  ///< keep only each layer's input; the backward pass runs the layers again
+  std::int64_t max_skipped_steps = 0;
   struct Eval {
     std::int64_t every_steps = 0;
     std::vector<std::string> tasks;
+    std::int64_t limit = 0;             ///< documents a task; 0: all
+    std::string data_dir = "datasets";  ///< what the tasks' paths are resolved against
+    std::vector<std::string> datasets;  ///< "TASK=FILE[,LABELS]", as dagmoe eval --dataset takes it
+    std::int64_t early_stopping_patience = 0;  ///< validations without improvement; 0: never stop early
+    double early_stopping_min_delta = 0.0;     ///< nats per token that count as improvement
   } eval;
   struct Checkpoints {
     std::int64_t every_steps = 0, keep_last = 2;
+    bool keep_best = false;  ///< of the validations
   } checkpoint;
 
-  std::string file;                           ///< where it was read from, for messages
-  std::vector<std::string> trainable_places;  ///< "file:line:column" of each rule
+  std::string file;  ///< where it was read from, for messages
 };
 
 /// Throws ConfigError with every problem of the file: unknown keys, types, ranges, contradictions (epochs and steps).
 Recipe load_recipe(const std::filesystem::path& path, std::span<const std::string> overrides = {});
 /// Every field, defaults too; load_recipe reads it back to an equal recipe.
 std::string to_yaml(Recipe recipe);
-/// Settings of this recipe that change nothing, a line each ("schedule.decay_fraction has no effect with kind
-/// 'cosine'").
-std::vector<std::string> settings_without_effect(const Recipe& recipe, const ModelConfig& model);
+/// Settings of this recipe that differ from their default and change nothing, a line each ("schedule.decay_fraction has
+/// no effect unless schedule.kind is wsd"). `router_gets_gradient`: something that trains lies before a router or in
+/// one. Keys that have no effect because data is missing are among them.
+std::vector<std::string> settings_without_effect(const Recipe& recipe, const ModelConfig& model,
+                                                 bool router_gets_gradient);
 
 }  // namespace dagmoe

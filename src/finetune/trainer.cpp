@@ -12,6 +12,7 @@
 #include "base/text.h"
 #include "checkpoint/safetensors.h"
 #include "kernels/ops.h"
+#include "peft/trainable.h"
 
 namespace dagmoe {
 namespace {
@@ -25,35 +26,38 @@ at::Tensor int64_view(const std::vector<std::int64_t>& values) {
   return at::from_blob(const_cast<std::int64_t*>(values.data()), {static_cast<std::int64_t>(values.size())}, at::kLong);
 }
 
-std::vector<at::Tensor> trained_tensors(Decoder& model) {
-  std::vector<at::Tensor> tensors;
+std::vector<TrainedParameter> trained_parameters(Decoder& model, const TrainConfig& config) {
+  std::vector<TrainedParameter> parameters;
   for (const auto& [name, tensor] : model.parameters()) {
-    if (tensor->requires_grad()) tensors.push_back(*tensor);
+    if (!tensor->requires_grad()) continue;
+    const ParameterRate rate =
+        config.rate_of ? config.rate_of(name) : ParameterRate{1.0, config.optimizer.weight_decay};
+    parameters.push_back({name, *tensor, rate.lr_scale, rate.weight_decay});
   }
-  return tensors;
+  return parameters;
 }
 
-std::vector<std::string> trained_names(Decoder& model) {
-  std::vector<std::string> names;
-  for (const auto& [name, tensor] : model.parameters()) {
-    if (tensor->requires_grad()) names.push_back(name);
-  }
-  return names;
-}
-
-void add_counts(std::vector<std::vector<std::int64_t>>& counts_LE, const std::vector<Routing>& routing,
-                std::int64_t num_experts) {
-  counts_LE.resize(routing.size(), std::vector<std::int64_t>(static_cast<std::size_t>(num_experts), 0));
-  for (std::size_t layer = 0; layer < routing.size(); ++layer) {
-    const at::Tensor counts = at::bincount(routing[layer].expert_ids_TK.flatten(), {}, num_experts);
-    for (std::int64_t e = 0; e < num_experts; ++e)
-      counts_LE[layer][static_cast<std::size_t>(e)] += counts[e].item<std::int64_t>();
-  }
-}
-
-TensorSource float_source(const std::string& name, const at::Tensor& tensor) {
-  return {name, DType::kF32, tensor.sizes().vec(),
+TensorSource tensor_source(const std::string& name, const at::Tensor& tensor) {
+  return {name, dtype_of(tensor.scalar_type()), tensor.sizes().vec(),
           [tensor] { return std::span(static_cast<const std::byte*>(tensor.const_data_ptr()), tensor.nbytes()); }};
+}
+
+bool is_finite(const at::Tensor& tensor) { return at::isfinite(tensor).all().item<bool>(); }
+
+// A seed of its own for every micro batch of a run.
+std::uint64_t noise_seed(std::uint64_t seed, std::int64_t step, std::size_t micro_batch) {
+  std::uint64_t x = seed ^ (static_cast<std::uint64_t>(step) << 20) ^ static_cast<std::uint64_t>(micro_batch);
+  for (const std::uint64_t factor : {0xbf58476d1ce4e5b9ULL, 0x94d049bb133111ebULL}) x = (x ^ (x >> 30)) * factor;
+  return x ^ (x >> 31);
+}
+
+std::map<std::string, double> norms_by_group(const std::vector<TrainedParameter>& parameters,
+                                             const std::vector<double>& norms) {
+  std::map<std::string, std::vector<double>> parts;
+  for (std::size_t i = 0; i < parameters.size(); ++i) parts[parameter_group(parameters[i].name)].push_back(norms[i]);
+  std::map<std::string, double> result;
+  for (const auto& [group, values] : parts) result[group] = combined_norm(values);
+  return result;
 }
 
 }  // namespace
@@ -87,8 +91,7 @@ Trainer::Trainer(Decoder& model, ExampleStream& train_data, const TrainConfig& c
     : model_(model),
       train_data_(train_data),
       config_(config),
-      names_(trained_names(model)),
-      optimizer_(trained_tensors(model), config.optimizer) {}
+      optimizer_(Optimizer::create(trained_parameters(model, config), config.optimizer)) {}
 
 StepBatch Trainer::next_batch() {
   auto batch = next_step_batch(train_data_, config_.batch);
@@ -97,8 +100,86 @@ StepBatch Trainer::next_batch() {
   return std::move(*batch);
 }
 
+void Trainer::clear_gradients() {
+  for (const TrainedParameter& parameter : optimizer_->parameters()) parameter.tensor.mutable_grad() = at::Tensor();
+}
+
+ForwardOptions Trainer::forward_options(std::size_t micro_batch) const {
+  ForwardOptions options;
+  options.recompute = config_.recompute;
+  options.neftune_alpha = config_.neftune_alpha;
+  options.noise_seed = noise_seed(config_.seed, num_steps_done_, micro_batch);
+  options.on_module = config_.on_module;
+  return options;
+}
+
+ExpertCounts Trainer::count_experts(const StepBatch& batch) const {
+  const at::NoGradGuard no_grad;
+  ExpertCounts counts;
+  for (std::size_t m = 0; m < batch.micro_batches.size(); ++m) {
+    const ModelOutput output = model_.forward(model_input(batch.micro_batches[m]), forward_options(m));
+    counts += expert_counts(output.routing, model_.config.moe->num_experts);
+  }
+  return counts;
+}
+
+bool Trainer::accumulate(const StepBatch& batch, std::size_t micro_batch, const ExpertCounts* step_counts,
+                         StepMetrics& metrics, RouterSums& router) {
+  const PackedBatch& micro = batch.micro_batches[micro_batch];
+  const ModelOutput output = model_.forward(model_input(micro), forward_options(micro_batch));
+  const SmoothedCrossEntropy cross_entropy =
+      smoothed_cross_entropy(output.hidden_TD, model_.output_weight(), label_tensor(micro),
+                             1.0 / static_cast<double>(batch.num_targets), config_.label_smoothing);
+  at::Tensor objective = cross_entropy.objective;
+  metrics.loss += cross_entropy.nll;
+  metrics.label_smoothing_loss += cross_entropy.uniform;
+  if (!output.routing.empty()) {
+    const MoeConfig& moe = *model_.config.moe;
+    const ExpertCounts counts = expert_counts(output.routing, moe.num_experts);
+    // A mean over tokens: each micro batch weighs by its share of the step's tokens.
+    const double share = static_cast<double>(micro.num_tokens()) / static_cast<double>(batch.num_tokens);
+    if (config_.aux_loss_coef > 0) {
+      const at::Tensor balance = load_balancing_loss(output.routing, moe, step_counts ? *step_counts : counts);
+      objective = objective + balance * (config_.aux_loss_coef * share);
+      if (config_.balance_scope == BalanceScope::kBatch) metrics.aux_loss += share * balance.item<double>();
+    }
+    const at::Tensor z = router_z_loss(output.routing);
+    if (config_.z_loss_coef > 0) objective = objective + z * (config_.z_loss_coef * share);
+    metrics.z_loss += share * z.item<double>();
+    metrics.expert_counts += counts;
+    add_router_sums(router, output.routing, moe);
+  }
+  if (!std::isfinite(objective.item<double>())) return false;
+  objective.backward();
+  return true;
+}
+
+std::optional<Trainer::Fault> Trainer::accumulate_all(const StepBatch& batch, StepMetrics& metrics) {
+  // One micro batch is the step; several have to be counted before the first of them can be weighed.
+  const bool counts_first = config_.balance_scope == BalanceScope::kGlobal && config_.aux_loss_coef > 0 &&
+                            model_.config.moe && batch.micro_batches.size() > 1;
+  const ExpertCounts step_counts = counts_first ? count_experts(batch) : ExpertCounts{};
+  RouterSums router;
+  for (std::size_t m = 0; m < batch.micro_batches.size(); ++m) {
+    if (!accumulate(batch, m, counts_first ? &step_counts : nullptr, metrics, router))
+      return find_forward_fault(batch, m);
+  }
+  if (!metrics.expert_counts.counts_LE.empty()) {
+    const bool pooled = config_.balance_scope == BalanceScope::kGlobal || config_.aux_loss_coef == 0;
+    if (pooled) metrics.aux_loss = balance_of(router, metrics.expert_counts);
+    metrics.aux_loss_by_layer = balance_by_layer(router, metrics.expert_counts);
+    metrics.experts = expert_use(metrics.expert_counts.counts_LE);
+  }
+  const std::vector<double> norms = grad_norms(optimizer_->parameters());
+  metrics.grad_norm = combined_norm(norms);
+  metrics.grad_norm_by_group = norms_by_group(optimizer_->parameters(), norms);
+  if (!std::isfinite(metrics.grad_norm)) return find_gradient_fault(batch);
+  return std::nullopt;
+}
+
 StepMetrics Trainer::step() {
   const auto started = Clock::now();
+  const StreamPosition position = train_data_.position();
   StepMetrics metrics;
   metrics.step = num_steps_done_ + 1;
   const StepBatch batch = next_batch();
@@ -108,89 +189,114 @@ StepMetrics Trainer::step() {
   metrics.sequences = batch.num_examples;
   metrics.lr = config_.optimizer.lr * lr_factor(config_.schedule, num_steps_done_, config_.num_steps);
 
-  for (const at::Tensor& parameter : optimizer_.parameters()) parameter.mutable_grad() = at::Tensor();
-  std::vector<std::vector<std::int64_t>> counts_LE;
-  for (std::size_t m = 0; m < batch.micro_batches.size(); ++m) {
-    const PackedBatch& micro = batch.micro_batches[m];
-    const ModelOutput output = model_.forward(model_input(micro));
-    at::Tensor loss = masked_cross_entropy(output.hidden_TD, model_.output_weight(), label_tensor(micro),
-                                           1.0 / static_cast<double>(batch.num_targets));
-    const double cross_entropy = loss.item<double>();
-    if (!std::isfinite(cross_entropy)) {
-      throw NumericsError(str("step ", metrics.step, ", micro batch ", m + 1, " of ", batch.micro_batches.size(),
-                              ": loss is ", cross_entropy, "; no weight was changed; a lower learning rate may help"));
+  clear_gradients();
+  const std::optional<Fault> fault = accumulate_all(batch, metrics);
+  if (fault) {
+    clear_gradients();
+    metrics.fault = str("step ", metrics.step, ", micro batch ", fault->micro_batch + 1, " of ",
+                        batch.micro_batches.size(), ": ", fault->place, " is not finite");
+    if (num_skipped_ >= config_.max_skipped_steps) {
+      train_data_.seek(position);
+      throw NumericsError(str(metrics.fault, "; no weight was changed; a lower learning rate may help",
+                              num_skipped_ > 0 ? str("; ", num_skipped_, " steps were skipped before") : ""));
     }
-    metrics.loss += cross_entropy;
-    if (!output.routing.empty()) {
-      // A mean over tokens: each micro batch weighs by its share of the step's tokens.
-      const double share = static_cast<double>(micro.num_tokens()) / static_cast<double>(batch.num_tokens);
-      const at::Tensor balance = load_balancing_loss(output.routing, *model_.config.moe),
-                       z = router_z_loss(output.routing);
-      metrics.aux_loss += share * balance.item<double>();
-      metrics.z_loss += share * z.item<double>();
-      if (config_.aux_loss_coef > 0) loss = loss + balance * (config_.aux_loss_coef * share);
-      if (config_.z_loss_coef > 0) loss = loss + z * (config_.z_loss_coef * share);
-      add_counts(counts_LE, output.routing, model_.config.moe->num_experts);
-    }
-    loss.backward();
+    ++num_skipped_;
+  } else {
+    const bool clips = config_.max_grad_norm > 0 && metrics.grad_norm > config_.max_grad_norm;
+    optimizer_->step(metrics.lr, clips ? config_.max_grad_norm / metrics.grad_norm : 1.0);
+    if (config_.router_bias_update_rate > 0)
+      update_router_bias(model_, metrics.expert_counts, config_.router_bias_update_rate);
   }
-  metrics.experts = expert_use(counts_LE);
-  metrics.grad_norm = global_grad_norm(optimizer_.parameters());
-  if (!std::isfinite(metrics.grad_norm)) {
-    std::string first = "a parameter";
-    for (std::size_t i = 0; i < names_.size(); ++i) {
-      const at::Tensor& gradient = optimizer_.parameters()[i].grad();
-      if (!gradient.defined() || at::isfinite(gradient).all().item<bool>()) continue;
-      first = "'" + names_[i] + "'";
-      break;
-    }
-    throw NumericsError(
-        str("step ", metrics.step, ": the gradient of ", first, " is not finite; no weight was changed"));
-  }
-  const bool clips = config_.max_grad_norm > 0 && metrics.grad_norm > config_.max_grad_norm;
-  optimizer_.step(metrics.lr, clips ? config_.max_grad_norm / metrics.grad_norm : 1.0);
   ++num_steps_done_;
   metrics.seconds = std::chrono::duration<double>(Clock::now() - started).count();
   return metrics;
 }
 
+// The micro batch runs once more, and the first value that is not finite names its module.
+Trainer::Fault Trainer::find_forward_fault(const StepBatch& batch, std::size_t micro_batch) const {
+  const at::NoGradGuard no_grad;
+  std::string place;
+  const auto check = [&place](const std::string& name, const at::Tensor& tensor) {
+    if (place.empty() && !is_finite(tensor)) place = str("the output of ", name);
+  };
+  ForwardOptions options = forward_options(micro_batch);
+  options.recompute = false;
+  options.on_module = [&](const std::string& module, const at::Tensor& output_TD) {
+    if (config_.on_module) config_.on_module(module, output_TD);
+    check(module, output_TD);
+  };
+  options.on_combine = [&](std::int64_t layer, const CombineInput& input, const Routing& routing) {
+    check(str("model.layers.", layer, ".mlp.gate"), routing.logits_TE);
+    check(str("model.layers.", layer, ".mlp.experts"), input.expert_out_TKD);
+  };
+  model_.forward(model_input(batch.micro_batches[micro_batch]), options);
+  return {micro_batch, place.empty() ? "the loss" : place};
+}
+
+// The micro batches run again one by one. Backward goes from the last module to the first, so the last parameter whose
+// gradient is not finite is the one next to the cause.
+Trainer::Fault Trainer::find_gradient_fault(const StepBatch& batch) {
+  for (std::size_t m = 0; m < batch.micro_batches.size(); ++m) {
+    clear_gradients();
+    StepMetrics unused;
+    RouterSums unused_sums;
+    const bool is_loss_finite = accumulate(batch, m, nullptr, unused, unused_sums);
+    if (!is_loss_finite) return find_forward_fault(batch, m);
+    const auto& parameters = optimizer_->parameters();
+    for (auto parameter = parameters.rbegin(); parameter != parameters.rend(); ++parameter) {
+      const at::Tensor& gradient = parameter->tensor.grad();
+      if (gradient.defined() && !is_finite(gradient)) return {m, str("the gradient of ", parameter->name)};
+    }
+  }
+  return {batch.micro_batches.size() - 1, "the norm of all gradients together"};
+}
+
+std::vector<StateTensor> Trainer::saved_tensors() const {
+  std::vector<StateTensor> tensors = optimizer_->state();
+  for (const TrainedParameter& parameter : optimizer_->parameters())
+    tensors.push_back({"master." + parameter.name, parameter.tensor.detach()});
+  for (const auto& [name, tensor] : model_.parameters()) {
+    if (is_router_bias(name)) tensors.push_back({"buffer." + name, *tensor});
+  }
+  return tensors;
+}
+
 void Trainer::save_state(const std::filesystem::path& folder) const {
   std::vector<TensorSource> tensors;
-  for (std::size_t i = 0; i < names_.size(); ++i) {
-    tensors.push_back(float_source("master." + names_[i], optimizer_.parameters()[i].detach()));
-    tensors.push_back(float_source("exp_avg." + names_[i], optimizer_.first_moments()[i]));
-    tensors.push_back(float_source("exp_avg_sq." + names_[i], optimizer_.second_moments()[i]));
-  }
+  for (const auto& [name, tensor] : saved_tensors()) tensors.push_back(tensor_source(name, tensor));
   write_safetensors(folder / kTensorFile, std::move(tensors));
   const StreamPosition position = train_data_.position();
-  const Json state = {{"step", num_steps_done_}, {"epoch", position.epoch}, {"next_index", position.next_index}};
+  const Json state = {{"step", num_steps_done_},
+                      {"optimizer_steps", optimizer_->num_steps()},
+                      {"skipped_steps", num_skipped_},
+                      {"epoch", position.epoch},
+                      {"next_index", position.next_index}};
   write_file_atomically(folder / kStateFile, state.dump(2) + "\n");
 }
 
 void Trainer::load_state(const std::filesystem::path& folder) {
-  const at::NoGradGuard no_grad;
-  const std::string where = (folder / kStateFile).string();
+  const std::string where = (folder / kStateFile).string(), tensors_where = (folder / kTensorFile).string();
   const Json state = read_json_file(folder / kStateFile);
   const SafetensorsFile file = SafetensorsFile::open(folder / kTensorFile);
-  if (file.tensors().size() != 3 * names_.size()) {
-    throw InputError(str(where, ": the run trained other parameters: found ", file.tensors().size() / 3,
-                         " tensors, expected ", names_.size()));
-  }
-  const auto restore = [&](const std::string& name, const at::Tensor& target) {
+  const std::vector<StateTensor> targets = saved_tensors();
+  std::vector<std::string> problems;
+  for (const auto& [name, target] : targets) {
     const TensorInfo* info = file.find(name);
-    if (info == nullptr || info->shape != target.sizes().vec()) {
-      throw InputError(str((folder / kTensorFile).string(), ": tensor '", name,
-                           "' is missing or of another shape; expected ", shape_text(target.sizes().vec())));
-    }
-    std::memcpy(target.mutable_data_ptr(), file.bytes(*info).data(), target.nbytes());
-  };
-  for (std::size_t i = 0; i < names_.size(); ++i) {
-    restore("master." + names_[i], optimizer_.parameters()[i]);
-    restore("exp_avg." + names_[i], optimizer_.first_moments()[i]);
-    restore("exp_avg_sq." + names_[i], optimizer_.second_moments()[i]);
+    const bool fits = info != nullptr && info->shape == target.sizes().vec() && info->dtype == dtype_of(target.scalar_type());
+    if (!fits) problems.push_back(str(tensors_where, ": tensor '", name, "' is missing, or of another shape or type"));
   }
+  if (file.tensors().size() != targets.size()) {
+    problems.push_back(str(tensors_where, ": found ", file.tensors().size(), " tensors, expected ", targets.size()));
+  }
+  if (!problems.empty()) {
+    throw InputError(str(problems.front(), problems.size() > 1 ? str(" (and ", problems.size() - 1, " more)") : "",
+                         "; the checkpoint is of a run that trained other parameters or used another optimizer"));
+  }
+  for (const auto& [name, target] : targets)
+    std::memcpy(target.mutable_data_ptr(), file.bytes(*file.find(name)).data(), target.nbytes());
   num_steps_done_ = json_int(state, "step", where);
-  optimizer_.set_num_steps(num_steps_done_);
+  num_skipped_ = json_int(state, "skipped_steps", where);
+  optimizer_->set_num_steps(json_int(state, "optimizer_steps", where));
   train_data_.seek({json_int(state, "epoch", where), json_int(state, "next_index", where)});
 }
 

@@ -5,38 +5,36 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <map>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "data/packed_batch.h"
 #include "finetune/optimizer.h"
-#include "finetune/schedule.h"
+#include "finetune/train_config.h"
 #include "model/decoder.h"
 #include "model/losses.h"
 
 namespace dagmoe {
 
-struct TrainConfig {
-  AdamWConfig optimizer;
-  ScheduleConfig schedule;
-  StepBatchConfig batch;
-  std::int64_t num_steps = 0;  ///< optimizer steps of the whole run
-  double max_grad_norm = 1.0;  ///< 0: no clipping
-  double aux_loss_coef = 0.0, z_loss_coef = 0.0;
-};
-
 /// One line of metrics.jsonl.
 struct StepMetrics {
-  std::int64_t step = 0;                ///< 1-based
-  std::int64_t epoch = 0;               ///< 0-based
-  double loss = 0.0;                    ///< nats per supervised token of the step
+  std::int64_t step = 0;             ///< 1-based
+  std::int64_t epoch = 0;            ///< 0-based
+  double loss = 0.0;                 ///< nats per supervised token of the step: cross entropy alone
+  double label_smoothing_loss = 0.0; ///< mean over tokens and vocabulary of -log p; 0 without smoothing
   double aux_loss = 0.0, z_loss = 0.0;  ///< before their coefficients; 0 for dense models
-  double grad_norm = 0.0;               ///< before clipping
+  std::vector<double> aux_loss_by_layer;  ///< the balance loss of each MoE layer alone
+  double grad_norm = 0.0;                 ///< before clipping
+  std::map<std::string, double> grad_norm_by_group;
   double lr = 0.0;
   std::int64_t supervised_tokens = 0, tokens = 0, sequences = 0;
   double seconds = 0.0;
   ExpertUse experts;
+  ExpertCounts expert_counts;
+  std::string fault;  ///< why the step was skipped; empty: it was not
 };
 
 /// Packed examples as tensors over the batch's own memory, which must outlive them.
@@ -57,26 +55,43 @@ class Trainer {
   Trainer(Decoder& model, ExampleStream& train_data, const TrainConfig& config);
 
   /// One optimizer step. All its micro batches are gathered first, so that every supervised token weighs the same
-  /// however they are split. Throws NumericsError, before touching a weight, if a loss or the gradient norm is not
-  /// finite.
+  /// however they are split. If a loss or a gradient is not finite, no weight changes: the step is skipped while
+  /// max_skipped_steps allows it, else NumericsError names the step, the micro batch and the first module or parameter
+  /// at fault, and the trainer stands where it stood before the step, so that its state can be saved.
   StepMetrics step();
   std::int64_t num_steps_done() const noexcept { return num_steps_done_; }
 
-  /// Everything besides the model that the next step depends on: fp32 masters, moments, data position.
+  /// Everything besides the model's source that the next step depends on: fp32 masters, buffers, optimizer state, data
+  /// position.
   void save_state(const std::filesystem::path& folder) const;
   /// The next step equals that of an uninterrupted run, bit for bit. Throws InputError when the state is of another
-  /// model.
+  /// model, optimizer or data.
   void load_state(const std::filesystem::path& folder);
 
  private:
+  /// A value that is not finite: where it came from first.
+  struct Fault {
+    std::size_t micro_batch;  ///< 0-based
+    std::string place;
+  };
+
   StepBatch next_batch();
+  ForwardOptions forward_options(std::size_t micro_batch) const;
+  ExpertCounts count_experts(const StepBatch& batch) const;
+  /// Adds the gradients of one micro batch; false when its objective is not finite.
+  bool accumulate(const StepBatch& batch, std::size_t micro_batch, const ExpertCounts* step_counts,
+                  StepMetrics& metrics, RouterSums& router);
+  std::optional<Fault> accumulate_all(const StepBatch& batch, StepMetrics& metrics);
+  void clear_gradients();
+  Fault find_forward_fault(const StepBatch& batch, std::size_t micro_batch) const;
+  Fault find_gradient_fault(const StepBatch& batch);
+  std::vector<StateTensor> saved_tensors() const;
 
   Decoder& model_;
   ExampleStream& train_data_;
   TrainConfig config_;
-  std::vector<std::string> names_;
-  AdamW optimizer_;
-  std::int64_t num_steps_done_ = 0;
+  std::unique_ptr<Optimizer> optimizer_;
+  std::int64_t num_steps_done_ = 0, num_skipped_ = 0;
 };
 
 }  // namespace dagmoe

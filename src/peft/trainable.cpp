@@ -1,6 +1,7 @@
 #include "peft/trainable.h"
 
 #include <algorithm>
+#include <charconv>
 
 #include "base/error.h"
 #include "base/glob.h"
@@ -13,6 +14,38 @@ bool contains(std::string_view text, std::string_view part) { return text.find(p
 
 bool matches(std::string_view pattern, std::string_view name) {
   return pattern == "full" || parameter_group(name) == pattern || glob_match(pattern, name);
+}
+
+std::string_view bare_pattern(const TrainableRule& rule) {
+  return std::string_view(rule.pattern).substr(rule.pattern.starts_with('!') ? 1 : 0);
+}
+
+// N of "model.layers.N."; nullopt for parameters outside the layers.
+std::optional<std::int64_t> layer_of(std::string_view name) {
+  constexpr std::string_view kPrefix = "model.layers.";
+  if (!name.starts_with(kPrefix)) return std::nullopt;
+  const std::string_view rest = name.substr(kPrefix.size());
+  const auto range = parse_layer_range(rest.substr(0, rest.find('.')));
+  return range ? std::optional(range->first) : std::nullopt;
+}
+
+bool in_layers(const std::vector<LayerRange>& layers, std::string_view name) {
+  if (layers.empty()) return true;
+  const auto layer = layer_of(name);
+  return layer && std::ranges::any_of(layers, [&](const LayerRange& range) {
+           return range.first <= *layer && *layer <= range.last;
+         });
+}
+
+// Why a rule matches nothing. `matched_elsewhere`: it would, in other layers.
+std::string no_match(const TrainableRule& rule, bool matched_elsewhere) {
+  const std::string_view bare = bare_pattern(rule);
+  const std::string begin = str(rule.where, ": trainable: '", bare, "' ");
+  if (matched_elsewhere) return begin + "has no parameter in these layers";
+  if (std::ranges::count(parameter_groups(), bare) > 0) return begin + "is a group without parameters in this model";
+  std::vector<std::string> known = parameter_groups();
+  known.emplace_back("full");
+  return str(begin, "is no group and matches no parameter", did_you_mean(bare, known));
 }
 
 }  // namespace
@@ -35,32 +68,59 @@ const std::vector<std::string>& parameter_groups() {
   return groups;
 }
 
-std::vector<bool> select_trainable(const std::vector<TrainableRule>& rules, const std::vector<std::string>& names) {
-  std::vector<bool> trainable(names.size(), false);
+std::optional<LayerRange> parse_layer_range(std::string_view text) {
+  const auto number = [](std::string_view digits) -> std::optional<std::int64_t> {
+    std::int64_t value = 0;
+    const char* end = digits.data() + digits.size();
+    const auto [parsed, error] = std::from_chars(digits.data(), end, value);
+    if (digits.empty() || error != std::errc() || parsed != end || value < 0) return std::nullopt;
+    return value;
+  };
+  const auto dots = text.find("..");
+  const auto first = number(text.substr(0, dots));
+  const auto last = dots == std::string_view::npos ? first : number(text.substr(dots + 2));
+  if (!first || !last || *last < *first) return std::nullopt;
+  return LayerRange{*first, *last};
+}
+
+TrainableSelection select_trainable(const std::vector<TrainableRule>& rules, const std::vector<std::string>& names) {
+  TrainableSelection selection;
+  std::vector<std::optional<std::size_t>> last_match(names.size());
   std::vector<std::string> issues;
-  for (const auto& [pattern, where] : rules) {
-    const bool freezes = pattern.starts_with('!');
-    const std::string_view bare = std::string_view(pattern).substr(freezes ? 1 : 0);
-    bool matched = false;
+  std::int64_t num_layers = 0;
+  for (const auto& name : names) num_layers = std::max(num_layers, layer_of(name).value_or(-1) + 1);
+  for (std::size_t r = 0; r < rules.size(); ++r) {
+    for (const LayerRange& range : rules[r].layers) {
+      if (range.last < num_layers) continue;
+      issues.push_back(str(rules[r].where, ": layers: found ", range.first, "..", range.last,
+                           "; the model has layers 0 to ", num_layers - 1));
+    }
+    const std::string_view bare = bare_pattern(rules[r]);
+    bool matched = false, matched_elsewhere = false;
     for (std::size_t i = 0; i < names.size(); ++i) {
       if (!matches(bare, names[i])) continue;
-      trainable[i] = !freezes;
+      const bool here = in_layers(rules[r].layers, names[i]);
+      matched_elsewhere = matched_elsewhere || !here;
+      if (!here) continue;
+      last_match[i] = r;
       matched = true;
     }
-    if (matched) continue;
-    const bool is_group = std::ranges::count(parameter_groups(), bare) > 0;
-    std::vector<std::string> known = parameter_groups();
-    known.emplace_back("full");
-    issues.push_back(
-        str(where, ": trainable: '", bare, "' ",
-            is_group ? "is a group without parameters in this model" : "is no group and matches no parameter",
-            is_group ? "" : did_you_mean(bare, known)));
+    if (!matched) issues.push_back(no_match(rules[r], matched_elsewhere));
   }
-  if (issues.empty() && std::ranges::count(trainable, true) == 0) {
+  for (const auto& match : last_match) {
+    const bool trains = match && !rules[*match].pattern.starts_with('!');
+    selection.rule_of.push_back(trains ? match : std::nullopt);
+  }
+  if (issues.empty() && std::ranges::count(selection.rule_of, std::nullopt) == std::ssize(names)) {
     issues.push_back(str(rules.empty() ? "recipe" : rules.back().where, ": trainable: nothing is left to train"));
   }
   if (!issues.empty()) throw ConfigError(std::move(issues), "");
-  return trainable;
+  for (std::size_t r = 0; r < rules.size(); ++r) {
+    if (std::ranges::count(last_match, std::optional(r)) > 0) continue;
+    selection.warnings.push_back(str(rules[r].where, ": trainable: '", rules[r].pattern,
+                                     "' has no effect: later rules decide for everything it matches"));
+  }
+  return selection;
 }
 
 }  // namespace dagmoe

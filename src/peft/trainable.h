@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -12,14 +13,29 @@ namespace dagmoe {
 std::string parameter_group(std::string_view name);
 const std::vector<std::string>& parameter_groups();
 
+/// Layers first .. last, both included, counted from 0.
+struct LayerRange {
+  std::int64_t first = 0, last = 0;
+};
+/// "8" or "8..15"; nullopt for anything else, also for "15..8".
+std::optional<LayerRange> parse_layer_range(std::string_view text);
+
 /// `pattern` is a group, "full", or a glob over parameter names; a leading '!' freezes what it matches. `where` is its
-/// place in the recipe, for messages.
+/// place in the recipe, for messages. With `layers` the rule is about parameters of these layers only.
 struct TrainableRule {
   std::string pattern, where;
+  std::vector<LayerRange> layers = {};
+};
+
+struct TrainableSelection {
+  std::vector<std::optional<std::size_t>> rule_of;  ///< per name: the rule that trains it; nullopt: frozen
+  std::vector<std::string> warnings;                ///< rules that decide nothing because later ones match as well
+  bool is_trainable(std::size_t index) const { return rule_of[index].has_value(); }
 };
 
 /// Which of `names` may change: all start frozen, the last matching rule wins. Throws ConfigError, with every problem,
-/// for a rule that matches nothing (with the nearest group) and when nothing is left to train.
-std::vector<bool> select_trainable(const std::vector<TrainableRule>& rules, const std::vector<std::string>& names);
+/// for a rule that matches nothing (with the nearest group), for a layer that the model does not have, and when nothing
+/// is left to train.
+TrainableSelection select_trainable(const std::vector<TrainableRule>& rules, const std::vector<std::string>& names);
 
 }  // namespace dagmoe

@@ -19,15 +19,19 @@ const std::vector<std::string> kNames{"model.embed_tokens.weight",
                                       "model.layers.1.mlp.dag.0.up_proj.weight",
                                       "model.norm.weight"};
 
+std::vector<std::string> chosen_by(const std::vector<TrainableRule>& rules) {
+  const auto selection = select_trainable(rules, kNames);
+  std::vector<std::string> names;
+  for (std::size_t i = 0; i < kNames.size(); ++i) {
+    if (selection.is_trainable(i)) names.push_back(kNames[i]);
+  }
+  return names;
+}
+
 std::vector<std::string> chosen(const std::vector<std::string>& patterns) {
   std::vector<TrainableRule> rules;
   for (const auto& pattern : patterns) rules.push_back({pattern, "a.yaml:8:12"});
-  const auto trainable = select_trainable(rules, kNames);
-  std::vector<std::string> names;
-  for (std::size_t i = 0; i < kNames.size(); ++i) {
-    if (trainable[i]) names.push_back(kNames[i]);
-  }
-  return names;
+  return chosen_by(rules);
 }
 
 }  // namespace
@@ -63,4 +67,34 @@ TEST_CASE("trainable: a rule that matches nothing is an error with place and nea
 
 TEST_CASE("trainable: a policy that freezes everything is an error", "[peft]") {
   REQUIRE_THROWS_AS(chosen({"dag", "!full"}), ConfigError);
+}
+
+TEST_CASE("trainable: a rule can be about some layers only", "[peft]") {
+  REQUIRE(chosen_by({{"dag", "a.yaml:8:12", {{1, 1}}}}) == std::vector<std::string>{kNames[7]});
+  REQUIRE(chosen_by({{"dag", "a.yaml:8:12", {{0, 1}}}}).size() == 3);
+  // What lies outside the layers is in none of them.
+  REQUIRE(chosen_by({{"norms", "a.yaml:8:12", {{0, 1}}}}) == std::vector<std::string>{kNames[1]});
+  REQUIRE_THROWS_WITH(chosen_by({{"dag", "a.yaml:8:12", {{1, 2}}}}),
+                      "a.yaml:8:12: layers: found 1..2; the model has layers 0 to 1");
+  REQUIRE_THROWS_WITH(chosen_by({{"router", "a.yaml:8:12", {{1, 1}}}}),
+                      "a.yaml:8:12: trainable: 'router' has no parameter in these layers");
+}
+
+TEST_CASE("trainable: the rule that decides is known, and one that decides nothing is named", "[peft]") {
+  const auto selection = select_trainable({{"dag", "a"}, {"experts", "b"}, {"full", "c", {{1, 1}}}}, kNames);
+  REQUIRE(selection.rule_of[4] == 1);
+  REQUIRE(selection.rule_of[6] == 0);
+  REQUIRE(selection.rule_of[7] == 2);
+  REQUIRE(selection.warnings.empty());
+  const auto covered = select_trainable({{"dag", "a"}, {"full", "b"}}, kNames);
+  REQUIRE(covered.warnings ==
+          std::vector<std::string>{
+              "a: trainable: 'dag' has no effect: later rules decide for everything it matches"});
+}
+
+TEST_CASE("trainable: layer ranges are one number or two with dots between", "[peft]") {
+  REQUIRE(parse_layer_range("8")->last == 8);
+  REQUIRE(parse_layer_range("8..15")->first == 8);
+  for (const char* text : {"", "x", "8..", "..8", "15..8", "-1", "8-15", "8...15", "8.5"})
+    REQUIRE_FALSE(parse_layer_range(text).has_value());
 }

@@ -1,0 +1,220 @@
+#include "finetune/run_setup.h"
+
+#include <algorithm>
+#include <functional>
+#include <map>
+#include <numeric>
+
+#include "base/error.h"
+#include "base/text.h"
+
+namespace dagmoe {
+namespace {
+
+std::vector<TrainableRule> trainable_rules(const Recipe& recipe) {
+  std::vector<TrainableRule> rules;
+  for (const TrainableEntry& entry : recipe.trainable) {
+    TrainableRule rule{entry.group, entry.where};
+    for (const auto& layers : entry.layers) rule.layers.push_back(*parse_layer_range(layers));
+    rules.push_back(std::move(rule));
+  }
+  return rules;
+}
+
+// The config that the run trains: the checkpoint's, with the DAG and the selection bias that the recipe adds.
+ModelConfig run_config(const Recipe& recipe, const ModelConfig& checkpoint) {
+  ModelConfig config = checkpoint;
+  if (recipe.model.dag && checkpoint.dag && *recipe.model.dag != *checkpoint.dag) {
+    throw ConfigError(str(recipe.file, ": model.dag: differs from the DAG that ", recipe.model.path,
+                          " already has; leave model.dag out, or start from a checkpoint without one"));
+  }
+  if (recipe.model.dag && config.moe && !config.dag) {
+    config.dag = recipe.model.dag;
+    config.model_type = "dagmoe";
+  }
+  if (recipe.router_bias_update_rate > 0 && config.moe) {
+    if (config.model_type != "dagmoe") {
+      throw ConfigError(str(recipe.file, ": router_bias_update_rate: ", recipe.model.path, " is a ", config.model_type,
+                            " checkpoint, which has no place for a selection bias; add model.dag, or leave it out"));
+    }
+    config.moe->router_bias = true;
+  }
+  return config;
+}
+
+// A router's probabilities depend on everything before it.
+bool trains_before_a_router(const std::vector<RunParameter>& parameters) {
+  bool trains = false, reaches = false;
+  for (const RunParameter& parameter : parameters) {
+    trains = trains || parameter.is_trainable;
+    reaches = reaches || (trains && parameter_group(parameter.name) == "router");
+  }
+  return reaches;
+}
+
+OptimizerConfig optimizer_config(const Recipe& recipe) {
+  OptimizerConfig config;
+  config.kind = recipe.optimizer.name;
+  config.lr = recipe.optimizer.lr;
+  config.beta1 = recipe.optimizer.betas[0], config.beta2 = recipe.optimizer.betas[1];
+  config.eps = recipe.optimizer.eps;
+  config.weight_decay = recipe.optimizer.weight_decay;
+  config.momentum = recipe.optimizer.momentum;
+  config.nesterov = recipe.optimizer.nesterov;
+  return config;
+}
+
+// The type of each parameter in the files; what a recipe adds is in none.
+std::map<std::string, DType> disk_types(const Checkpoint& source) {
+  const auto shapes = parameter_shapes(source.config());
+  std::map<std::string, DType> types;
+  for (const DiskTensor& disk : disk_tensors(source.config(), source.layout())) {
+    for (const std::size_t index : disk.parameters) types[shapes[index].first] = source.find(disk.name)->dtype;
+  }
+  return types;
+}
+
+// `on_disk`: nullopt for a parameter that the recipe adds.
+MemoryParts memory_of(const RunParameter& parameter, const Recipe& recipe, std::optional<DType> on_disk) {
+  const bool is_bf16 = recipe.dtype == ComputeType::kBFloat16 && !is_statistics_weight(parameter.name);
+  const DType compute = is_bf16 ? DType::kBF16 : DType::kF32;
+  const std::int64_t count = parameter.num_elements();
+  MemoryParts memory;
+  if (parameter.is_trainable) {
+    memory.master = memory.gradients = count * dtype_size(DType::kF32);
+    memory.optimizer = optimizer_state_bytes(optimizer_config(recipe), parameter.name, parameter.shape);
+    if (is_bf16) memory.weights = count * dtype_size(compute);  // the copy that a pass computes with
+  } else if (on_disk == compute) {
+    memory.mapped = count * dtype_size(compute);
+  } else {
+    memory.weights = count * dtype_size(compute);
+  }
+  return memory;
+}
+
+std::vector<RunParameter> run_parameters(const Recipe& recipe, const ModelConfig& config, const Checkpoint& source,
+                                         const TrainableSelection& selection) {
+  const std::map<std::string, DType> types = disk_types(source);
+  std::vector<RunParameter> parameters;
+  for (const auto& [name, shape] : parameter_shapes(config)) {
+    RunParameter parameter{name, shape};
+    if (const auto rule = selection.rule_of[parameters.size()]) {
+      const TrainableEntry& entry = recipe.trainable[*rule];
+      parameter.is_trainable = true;
+      parameter.lr = entry.lr.value_or(recipe.optimizer.lr);
+      parameter.weight_decay = entry.weight_decay.value_or(recipe.optimizer.weight_decay);
+    }
+    const auto type = types.find(name);
+    parameter.memory =
+        memory_of(parameter, recipe, type == types.end() ? std::nullopt : std::optional(type->second));
+    parameters.push_back(std::move(parameter));
+  }
+  return parameters;
+}
+
+}  // namespace
+
+MemoryParts& MemoryParts::operator+=(const MemoryParts& other) {
+  mapped += other.mapped, weights += other.weights, master += other.master, gradients += other.gradients,
+      optimizer += other.optimizer;
+  return *this;
+}
+
+std::int64_t RunParameter::num_elements() const {
+  return std::accumulate(shape.begin(), shape.end(), std::int64_t{1}, std::multiplies<>());
+}
+
+RunSetup prepare_run(const Recipe& recipe) {
+  RunSetup setup{.source = Checkpoint::open(recipe.model.path), .config = {}, .parameters = {}};
+  setup.config = run_config(recipe, setup.source.config());
+  std::vector<std::string> names;
+  for (const auto& [name, shape] : parameter_shapes(setup.config)) names.push_back(name);
+  const TrainableSelection selection = select_trainable(trainable_rules(recipe), names);
+  setup.parameters = run_parameters(recipe, setup.config, setup.source, selection);
+  setup.router_gets_gradient = trains_before_a_router(setup.parameters);
+  setup.warnings = settings_without_effect(recipe, setup.config, setup.router_gets_gradient);
+  setup.warnings.insert(setup.warnings.end(), selection.warnings.begin(), selection.warnings.end());
+  if (recipe.data.max_seq_len > setup.config.max_position_embeddings) {
+    setup.warnings.push_back(str("data.max_seq_len (", recipe.data.max_seq_len, ") is more than the ",
+                                 setup.config.max_position_embeddings, " positions that the model was trained on"));
+  }
+  return setup;
+}
+
+LoadOptions load_options(const Recipe& recipe, const RunSetup& setup) {
+  std::map<std::string, bool> is_trainable;
+  for (const RunParameter& parameter : setup.parameters) is_trainable[parameter.name] = parameter.is_trainable;
+  LoadOptions options;
+  options.compute_dtype = recipe.dtype == ComputeType::kBFloat16 ? at::kBFloat16 : at::kFloat;
+  options.is_trainable = [is_trainable](const std::string& name) { return is_trainable.at(name); };
+  options.add_dag = recipe.model.dag;
+  options.add_router_bias = recipe.router_bias_update_rate > 0;
+  options.seed = static_cast<std::uint64_t>(recipe.seed);
+  return options;
+}
+
+TrainConfig train_config(const Recipe& recipe, const RunSetup& setup) {
+  TrainConfig config;
+  config.optimizer = optimizer_config(recipe);
+  config.schedule = recipe.schedule;
+  config.batch = {.step_tokens = recipe.batch.tokens.value_or(0),
+                  .step_sequences = recipe.batch.sequences.value_or(0),
+                  .micro_batch_tokens = recipe.data.packing ? recipe.batch.micro_batch_tokens : 1};
+  std::map<std::string, ParameterRate> rates;
+  for (const RunParameter& parameter : setup.parameters) {
+    if (!parameter.is_trainable) continue;
+    // One schedule for all: the optimizer's rate is the unit, unless it is 0.
+    const double unit = recipe.optimizer.lr;
+    rates[parameter.name] = {unit > 0 ? parameter.lr / unit : 0.0, parameter.weight_decay};
+  }
+  config.rate_of = [rates](const std::string& name) { return rates.at(name); };
+  config.max_grad_norm = recipe.max_grad_norm;
+  config.label_smoothing = recipe.label_smoothing;
+  config.neftune_alpha = recipe.neftune_alpha;
+  if (setup.router_gets_gradient) {
+    config.aux_loss_coef = recipe.router_aux_loss_coef;
+    config.z_loss_coef = recipe.router_z_loss_coef;
+  }
+  config.balance_scope = recipe.router_aux_loss_scope;
+  config.router_bias_update_rate = recipe.router_bias_update_rate;
+  config.recompute = recipe.recompute;
+  config.max_skipped_steps = recipe.max_skipped_steps;
+  config.seed = static_cast<std::uint64_t>(recipe.seed);
+  return config;
+}
+
+std::vector<SourceConfig> data_sources(const Recipe& recipe, const std::vector<DataRecipe>& data) {
+  std::vector<SourceConfig> result;
+  for (const DataRecipe& from : data) {
+    if (!std::filesystem::exists(from.path))
+      throw InputError(str(from.path, ": no such file; it is listed under data in ", recipe.file));
+    SourceConfig source;
+    source.path = from.path;
+    source.format = from.format;
+    if (from.prompt_template == "auto") {
+      source.chat = chat_format_of(recipe.model.path).value_or(chat_format(PromptTemplate::kAlpaca));
+    } else {
+      source.chat = chat_format(*prompt_template_named(from.prompt_template), recipe.model.path);
+    }
+    result.push_back(std::move(source));
+  }
+  return result;
+}
+
+ExampleStreamOptions train_stream_options(const Recipe& recipe) {
+  return {.max_seq_len = recipe.data.max_seq_len,
+          .max_bad_records = recipe.data.max_bad_records,
+          .limit = recipe.data.limit,
+          .shuffle = recipe.data.shuffle,
+          .seed = static_cast<std::uint64_t>(recipe.seed)};
+}
+
+ExampleStreamOptions valid_stream_options(const Recipe& recipe) {
+  return {.max_seq_len = recipe.data.max_seq_len,
+          .max_bad_records = recipe.data.max_bad_records,
+          .limit = 0,
+          .shuffle = false,
+          .seed = static_cast<std::uint64_t>(recipe.seed)};
+}
+
+}  // namespace dagmoe
