@@ -302,6 +302,7 @@ ExampleStream::ExampleStream(std::vector<SourceConfig> sources, const Tokenizer&
     if (source.places.empty()) throw InputError(str(source.config.path.string(), ": there is no good record in it"));
   }
 }
+ExampleStream::ExampleStream(ExampleStream&&) noexcept = default;
 ExampleStream::~ExampleStream() = default;
 
 std::int64_t ExampleStream::size() const { return impl_->size; }

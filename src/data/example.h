@@ -73,6 +73,7 @@ class ExampleStream {
   /// `tokenizer` must outlive the stream. Throws InputError for a file that is missing or holds no good record, and
   /// when more records than max_bad_records are broken.
   ExampleStream(std::vector<SourceConfig> sources, const Tokenizer& tokenizer, ExampleStreamOptions options);
+  ExampleStream(ExampleStream&&) noexcept;
   ~ExampleStream();
   std::int64_t size() const;  ///< good records per epoch
   /// The next example; nullopt at the end of an epoch, after which the next epoch begins.

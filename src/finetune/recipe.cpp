@@ -3,6 +3,7 @@
 #include "base/config_reader.h"
 #include "base/error.h"
 #include "base/text.h"
+#include "base/yaml.h"
 #include "peft/trainable.h"
 
 namespace dagmoe {
@@ -211,6 +212,24 @@ std::string to_yaml(Recipe recipe) {
   ConfigWriter writer;
   bind(writer, recipe);
   return writer.text();
+}
+
+namespace {
+
+void collect(const YamlNode& node, const std::string& path, std::map<std::string, std::string>& settings) {
+  const auto child_path = [&path](const std::string& key) { return path.empty() ? key : path + "." + key; };
+  if (node.kind == YamlNode::Kind::kScalar) settings[path] = node.text;
+  for (std::size_t i = 0; i < node.items.size(); ++i)
+    collect(node.items[i], child_path(std::to_string(i)), settings);
+  for (const YamlMember& member : node.members) collect(member.value, child_path(member.key), settings);
+}
+
+}  // namespace
+
+std::map<std::string, std::string> recipe_settings(std::string_view yaml) {
+  std::map<std::string, std::string> settings;
+  collect(parse_yaml(yaml).root, "", settings);
+  return settings;
 }
 
 namespace {

@@ -2,9 +2,11 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <map>
 #include <optional>
 #include <span>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "data/example.h"
@@ -88,6 +90,8 @@ struct Recipe {
 Recipe load_recipe(const std::filesystem::path& path, std::span<const std::string> overrides = {});
 /// Every field, defaults too; load_recipe reads it back to an equal recipe.
 std::string to_yaml(Recipe recipe);
+/// Every setting of a recipe's text by its dotted path ("optimizer.lr" -> "2e-05"), to compare two of them.
+std::map<std::string, std::string> recipe_settings(std::string_view yaml);
 /// Settings of this recipe that differ from their default and change nothing, a line each ("schedule.decay_fraction has
 /// no effect unless schedule.kind is wsd"). `router_gets_gradient`: something that trains lies before a router or in
 /// one. Keys that have no effect because data is missing are among them.

@@ -1,277 +1,238 @@
 #include "finetune/run.h"
 
-#include <ATen/ATen.h>
-
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 #include <limits>
-#include <map>
-#include <optional>
 
 #include "base/atomic_file.h"
 #include "base/error.h"
 #include "base/log.h"
 #include "base/progress.h"
 #include "base/text.h"
-#include "checkpoint/checkpoint.h"
+#include "finetune/checkpoints.h"
+#include "finetune/flops.h"
+#include "finetune/group_table.h"
+#include "finetune/run_data.h"
 #include "finetune/run_folder.h"
+#include "finetune/run_setup.h"
 #include "finetune/trainer.h"
-#include "peft/trainable.h"
+#include "finetune/validation_history.h"
 
 namespace dagmoe {
 namespace {
 
-std::vector<TrainableRule> trainable_rules(const Recipe& recipe) {
-  std::vector<TrainableRule> rules;
-  for (std::size_t i = 0; i < recipe.trainable.size(); ++i)
-    rules.push_back({recipe.trainable[i], recipe.trainable_places[i]});
-  return rules;
-}
+constexpr std::int64_t kSampleCount = 4;  // shown in the report
 
-// The config that the run trains: the checkpoint's, with the DAG that the recipe adds.
-ModelConfig run_config(const Recipe& recipe, const ModelConfig& checkpoint) {
-  ModelConfig config = checkpoint;
-  if (recipe.model.dag && config.moe && !config.dag) config.dag = recipe.model.dag;
-  const auto differs = [](const DagConfig& a, const DagConfig& b) {
-    return a.num_iterations != b.num_iterations || a.node_size != b.node_size || a.node_residual != b.node_residual ||
-           a.norm != b.norm;
-  };
-  if (recipe.model.dag && checkpoint.dag && differs(*recipe.model.dag, *checkpoint.dag)) {
-    throw ConfigError(str(recipe.file, ": model.dag: differs from the DAG that ", recipe.model.path,
-                          " already has; leave model.dag out, or start from a checkpoint without one"));
-  }
-  return config;
-}
-
-std::vector<SourceConfig> sources(const Recipe& recipe, const std::vector<DataRecipe>& data) {
-  std::vector<SourceConfig> result;
-  for (const DataRecipe& from : data) {
-    SourceConfig source;
-    source.path = from.path;
-    source.format = from.format;
-    if (from.prompt_template == "auto") {
-      source.chat = chat_format_of(recipe.model.path).value_or(chat_format(PromptTemplate::kAlpaca));
-    } else {
-      source.chat = chat_format(*prompt_template_named(from.prompt_template), recipe.model.path);
-    }
-    result.push_back(std::move(source));
-  }
-  for (const SourceConfig& source : result) {
-    if (!std::filesystem::exists(source.path)) {
-      throw InputError(str(source.path.string(), ": no such file; it is listed under data in ", recipe.file));
-    }
-  }
-  return result;
-}
-
-StepBatchConfig batch_config(const Recipe& recipe) {
-  return {.step_tokens = recipe.batch.tokens.value_or(0),
-          .step_sequences = recipe.batch.sequences.value_or(0),
-          .micro_batch_tokens = recipe.data.packing ? recipe.batch.micro_batch_tokens : 1};
-}
-
-// Steps depend on how examples pack, so they are counted by packing once.
-std::int64_t count_steps(ExampleStream& stream, const StepBatchConfig& config, std::int64_t epochs) {
-  const StreamPosition start = stream.position();
-  std::int64_t steps = 0;
-  for (std::int64_t epoch = 0; epoch < epochs; ++epoch) {
-    while (next_step_batch(stream, config)) ++steps;
-  }
-  stream.seek(start);
-  return steps;
-}
-
-void save_checkpoint(const std::filesystem::path& path, Decoder& model, const Checkpoint& source,
-                     const Trainer& trainer) {
-  write_folder_atomically(path, {.replace = true}, [&](const std::filesystem::path& folder) {
-    save_model(folder, model, source);
-    trainer.save_state(folder);
-  });
-}
-
-void report_counters(const std::string& label, const StreamCounters& counters) {
-  log_info(str(label, ": ", with_commas(counters.records), " records"));
-  for (const auto& report : counters.bad_record_reports) log_warning(report);
-  if (counters.bad_records > 0)
-    log_warning(str(label, ": ", counters.bad_records, " bad records were left out (data.max_bad_records allows it)"));
-}
-
-// `num_passes`: how often the stream went over its samples for these counts.
-void report_cuts(const std::string& label, const StreamCounters& counters, std::int64_t num_passes,
-                 std::int64_t max_seq_len) {
-  const std::int64_t truncated = counters.truncated / num_passes, skipped = counters.without_target / num_passes;
-  if (truncated > 0) {
-    log_warning(str(label, ": ", truncated, " samples were cut at data.max_seq_len (", max_seq_len,
-                    " tokens), so they lost their end token"));
-  }
-  if (skipped > 0) {
-    log_warning(str(label, ": ", skipped, " samples were skipped: nothing to learn was left after the cut"));
-  }
-}
-
-// Loss over the last tenth of the run, so that one lucky step does not stand for it.
-class LossTail {
+/// Sums over the step lines of a run, which are all that a resumed run knows of the steps before.
+class StepTotals {
  public:
-  explicit LossTail(std::int64_t num_steps) : first_(num_steps - std::max<std::int64_t>(1, num_steps / 10)) {}
-  void add(const StepMetrics& metrics) {
-    if (metrics.step <= first_) return;
-    sum_ += metrics.loss * static_cast<double>(metrics.supervised_tokens);
-    weight_ += static_cast<double>(metrics.supervised_tokens);
+  /// The loss is a mean over the last tenth of the run, so that one lucky step does not stand for it.
+  explicit StepTotals(std::int64_t num_steps) : first_counted_(num_steps - std::max<std::int64_t>(1, num_steps / 10)) {}
+  void add(const Json& line) {
+    if (!line.contains("loss")) return;
+    num_tokens_ += line.at("tokens").get<double>();
+    seconds_ += line.at("seconds").get<double>();
+    if (line.value("skipped", false)) return;
+    if (line.at("step").get<std::int64_t>() <= first_counted_) {
+      sum_ = weight_ = 0.0;
+    }
+    const double weight = line.at("supervised_tokens").get<double>();
+    sum_ += line.at("loss").get<double>() * weight;
+    weight_ += weight;
   }
-  double mean() const { return weight_ > 0 ? sum_ / weight_ : std::numeric_limits<double>::quiet_NaN(); }
+  double loss() const { return weight_ > 0 ? sum_ / weight_ : std::numeric_limits<double>::quiet_NaN(); }
+  double seconds() const { return seconds_; }
+  double tokens_per_second() const { return seconds_ > 0 ? num_tokens_ / seconds_ : 0.0; }
 
  private:
-  std::int64_t first_;
-  double sum_ = 0.0, weight_ = 0.0;
+  std::int64_t first_counted_;
+  double sum_ = 0.0, weight_ = 0.0, num_tokens_ = 0.0, seconds_ = 0.0;
+};
+
+/// One run from its first or resumed step to its end.
+class Run {
+ public:
+  Run(const Recipe& recipe, const RunOptions& options, const RunSetup& setup, RunData& data)
+      : recipe_(recipe),
+        options_(options),
+        setup_(setup),
+        data_(data),
+        config_(full_config(recipe, options, setup, data)),
+        resumed_(options.resume ? newest_checkpoint(recipe.output_dir) : std::nullopt),
+        model_(load_decoder(setup.source, load_options(recipe, setup))),
+        trainer_(model_, data.train, config_),
+        folder_(open_folder()),
+        history_(recipe.eval.early_stopping_min_delta),
+        totals_(config_.num_steps) {
+    if (options_.measure_gemm_peak) gemm_peak_ = options_.measure_gemm_peak(model_.compute_dtype);
+  }
+
+  RunResult run() {
+    for (const Json& line : folder_.lines()) remember(line);
+    if (!resumed_) begin();
+    const StreamCounters counted_before = data_.train.counters();
+    // An interrupted run saved before it validated.
+    if (resumed_ && is_validation_step() && !has_validation(trainer_.num_steps_done())) validate();
+    Progress progress("training", config_.num_steps);
+    while (trainer_.num_steps_done() < config_.num_steps && !result_.interrupted && !result_.stopped_early) {
+      one_step(progress);
+    }
+    progress.finish(str("loss ", fixed(totals_.loss(), 4)));
+    // A run of so many steps never packs its samples beforehand: what was cut is known only now.
+    if (!recipe_.epochs) report_cuts(counted_before, data_.train.counters(), 1, recipe_.data.max_seq_len);
+    if (!result_.interrupted) finish();
+    result_.steps = trainer_.num_steps_done();
+    result_.train_loss = totals_.loss();
+    result_.best_step = history_.best_step();
+    result_.seconds = totals_.seconds();
+    result_.tokens_per_second = totals_.tokens_per_second();
+    return result_;
+  }
+
+ private:
+  static TrainConfig full_config(const Recipe& recipe, const RunOptions& options, const RunSetup& setup,
+                                 const RunData& data) {
+    TrainConfig config = train_config(recipe, setup);
+    config.num_steps = data.num_steps;
+    config.on_module = options.on_module;
+    return config;
+  }
+
+  RunFolder open_folder() {
+    if (resumed_) {
+      trainer_.load_state(resumed_->path);
+      log_info(str("resumed from ", resumed_->path.string(), " at step ", resumed_->step));
+      return RunFolder::reopen(recipe_, resumed_->step);
+    }
+    const bool has_begun = std::filesystem::exists(std::filesystem::path(recipe_.output_dir) / "environment.json");
+    if (options_.resume) log_info(str(recipe_.output_dir, ": no checkpoint yet; the run starts from the beginning"));
+    return options_.resume && has_begun ? RunFolder::reopen(recipe_, -1) : RunFolder::create(recipe_);
+  }
+
+  // What a line of metrics.jsonl means for the rest of the run.
+  void remember(const Json& line) {
+    totals_.add(line);
+    if (!line.contains("valid_loss")) return;
+    const double loss = line.at("valid_loss").get<double>();
+    const auto step = line.at("step").get<std::int64_t>();
+    if (step == 0) result_.valid_loss_before = loss;
+    result_.valid_loss_after = loss;
+    history_.add(step, loss);
+  }
+
+  bool has_validation(std::int64_t step) const {
+    return std::ranges::any_of(folder_.lines(), [step](const Json& line) {
+      return line.at("step") == step && (line.contains("valid_loss") || line.contains("scores"));
+    });
+  }
+
+  bool is_validation_step() const {
+    const std::int64_t every = recipe_.eval.every_steps, step = trainer_.num_steps_done();
+    return (data_.valid || !recipe_.eval.tasks.empty()) && every > 0 && step % every == 0;
+  }
+
+  void begin() {
+    folder_.write_analysis("groups", group_json(group_rows(setup_)));
+    folder_.write_analysis("samples", sample_json(data_.train, *data_.tokenizer, kSampleCount));
+    validate();
+  }
+
+  // Loss on data.valid and scores of the tasks; nothing without them.
+  void validate() {
+    const std::int64_t step = trainer_.num_steps_done();
+    if (data_.valid) {
+      const ValidLoss loss = validation_loss(model_, *data_.valid, recipe_.batch.micro_batch_tokens);
+      folder_.write_validation(step, loss);
+      remember(folder_.lines().back());
+      log_info(str("step ", step, ": valid loss ", fixed(loss.loss, 4), " nats per token over ",
+                   with_commas(loss.supervised_tokens), " tokens"));
+    }
+    if (recipe_.eval.tasks.empty()) return;
+    if (!options_.evaluate) throw InternalError("eval.tasks without a program that can score them");
+    const Json scores = options_.evaluate(model_);
+    folder_.write_scores(step, scores);
+    for (const auto& [task, metrics] : scores.items()) log_info(str("step ", step, ": ", task, " ", metrics.dump()));
+  }
+
+  void save() {
+    const std::int64_t step = trainer_.num_steps_done();
+    result_.output = checkpoint_path(folder_.path(), step);
+    folder_.sync();
+    save_checkpoint(result_.output, model_, setup_.source, trainer_);
+    drop_old_checkpoints(folder_.path(), recipe_.checkpoint.keep_last,
+                         recipe_.checkpoint.keep_best ? history_.best_step() : std::nullopt);
+  }
+
+  StepMetrics train_step() {
+    try {
+      return trainer_.step();
+    } catch (const NumericsError& error) {
+      save();
+      throw NumericsError(str(error.what(), "; ", result_.output.string(), " has the weights as they were before it"));
+    }
+  }
+
+  void one_step(Progress& progress) {
+    const StepMetrics metrics = train_step();
+    const double share = gemm_peak_ > 0 ? step_flops(setup_, {metrics.tokens, metrics.supervised_tokens}, recipe_.recompute) / metrics.seconds / gemm_peak_ : 0.0;
+    folder_.write_step(metrics, share);
+    remember(folder_.lines().back());
+    if (!metrics.fault.empty()) log_warning(metrics.fault + "; the step was skipped and no weight was changed");
+    progress.update(metrics.step, str("loss ", fixed(metrics.loss, 4), "  ",
+                                      fixed(static_cast<double>(metrics.tokens) / metrics.seconds, 0), " tok/s",
+                                      share > 0 ? str("  ", fixed(100 * share, 0), "% of GEMM peak") : ""));
+    const bool last = metrics.step == config_.num_steps;
+    result_.interrupted = !last && options_.should_stop();
+    if (!result_.interrupted && !last && is_validation_step()) {
+      progress.finish("");
+      validate();
+    }
+    const std::int64_t patience = recipe_.eval.early_stopping_patience;
+    result_.stopped_early = !last && patience > 0 && history_.num_without_improvement() >= patience;
+    const bool is_best = recipe_.checkpoint.keep_best && history_.best_step() == metrics.step;
+    const bool is_due = recipe_.checkpoint.every_steps > 0 && metrics.step % recipe_.checkpoint.every_steps == 0;
+    if (result_.interrupted || (!last && (is_due || is_best))) save();
+  }
+
+  void finish() {
+    if (result_.stopped_early) {
+      log_info(str("stopped early at step ", trainer_.num_steps_done(), ": ", history_.num_without_improvement(),
+                   " validations without improvement; the best was ", fixed(history_.best_loss(), 4), " at step ",
+                   history_.best_step().value_or(0)));
+    } else {
+      validate();
+    }
+    result_.output = folder_.final_path();
+    write_folder_atomically(result_.output, {.replace = true},
+                            [&](const std::filesystem::path& path) { save_model(path, model_, setup_.source); });
+  }
+
+  const Recipe& recipe_;
+  const RunOptions& options_;
+  const RunSetup& setup_;
+  RunData& data_;
+  TrainConfig config_;
+  std::optional<FoundCheckpoint> resumed_;
+  Decoder model_;
+  Trainer trainer_;
+  RunFolder folder_;
+  ValidationHistory history_;
+  StepTotals totals_;
+  RunResult result_{.valid_loss_before = std::numeric_limits<double>::quiet_NaN(),
+                    .valid_loss_after = std::numeric_limits<double>::quiet_NaN()};
+  double gemm_peak_ = 0.0;
 };
 
 }  // namespace
 
-std::vector<GroupRow> group_rows(const ModelConfig& config, const std::vector<bool>& trainable) {
-  std::map<std::string, GroupRow> by_group;
-  const auto shapes = parameter_shapes(config);
-  for (std::size_t i = 0; i < shapes.size(); ++i) {
-    std::int64_t count = 1;
-    for (const std::int64_t size : shapes[i].second) count *= size;
-    GroupRow& row = by_group[parameter_group(shapes[i].first)];
-    row.num_tensors += 1;
-    row.num_parameters += count;
-    if (trainable[i]) row.num_trainable += count;
-  }
-  std::vector<GroupRow> rows;
-  for (const auto& group : parameter_groups()) {
-    if (!by_group.contains(group)) continue;
-    rows.push_back(by_group[group]);
-    rows.back().group = group;
-  }
-  return rows;
-}
-
-std::string group_table(const std::vector<GroupRow>& rows) {
-  std::vector<std::vector<std::string>> cells{{"group", "tensors", "parameters", "trainable"}};
-  GroupRow total{.group = "total"};
-  const auto add = [&cells](const GroupRow& row) {
-    cells.push_back(
-        {row.group, with_commas(row.num_tensors), with_commas(row.num_parameters), with_commas(row.num_trainable)});
-  };
-  for (const GroupRow& row : rows) {
-    add(row);
-    total.num_tensors += row.num_tensors, total.num_parameters += row.num_parameters,
-        total.num_trainable += row.num_trainable;
-  }
-  add(total);
-  return table_text(cells);
-}
-
 RunResult run_finetune(const Recipe& recipe, const RunOptions& options) {
-  const std::optional<FoundCheckpoint> resumed = options.resume ? newest_checkpoint(recipe.output_dir) : std::nullopt;
-  if (options.resume && !resumed)
-    log_info(str(recipe.output_dir, ": no checkpoint yet; the run starts from the beginning"));
-
   // Policy before weights: it decides which of them stay in their file.
-  const Checkpoint source = Checkpoint::open(recipe.model.path);
-  const ModelConfig config = run_config(recipe, source.config());
-  for (const auto& line : settings_without_effect(recipe, config)) log_warning(line);
-  std::vector<std::string> names;
-  for (const auto& [name, shape] : parameter_shapes(config)) names.push_back(name);
-  const std::vector<bool> trainable = select_trainable(trainable_rules(recipe), names);
-  log_info(group_table(group_rows(config, trainable)));
-
-  const auto tokenizer = load_tokenizer(recipe.model.path);
-  ExampleStreamOptions stream_options{.max_seq_len = recipe.data.max_seq_len,
-                                      .max_bad_records = recipe.data.max_bad_records,
-                                      .limit = recipe.data.limit,
-                                      .shuffle = true,
-                                      .seed = static_cast<std::uint64_t>(recipe.seed)};
-  ExampleStream train(sources(recipe, recipe.data.train), *tokenizer, stream_options);
-  report_counters("train", train.counters());
-  std::optional<ExampleStream> valid;
-  stream_options.shuffle = false, stream_options.limit = 0;
-  if (!recipe.data.valid.empty()) {
-    valid.emplace(sources(recipe, recipe.data.valid), *tokenizer, stream_options);
-    report_counters("valid", valid->counters());
-  }
-
-  TrainConfig train_config;
-  train_config.optimizer = {.lr = recipe.optimizer.lr,
-                            .beta1 = recipe.optimizer.betas[0],
-                            .beta2 = recipe.optimizer.betas[1],
-                            .eps = recipe.optimizer.eps,
-                            .weight_decay = recipe.optimizer.weight_decay};
-  train_config.schedule = recipe.schedule;
-  train_config.batch = batch_config(recipe);
-  train_config.max_grad_norm = recipe.max_grad_norm;
-  train_config.aux_loss_coef = recipe.router_aux_loss_coef;
-  train_config.z_loss_coef = recipe.router_z_loss_coef;
-  train_config.num_steps = recipe.steps ? *recipe.steps : count_steps(train, train_config.batch, *recipe.epochs);
-  if (recipe.epochs) report_cuts("train", train.counters(), *recipe.epochs, recipe.data.max_seq_len);
-  log_info(str(with_commas(train_config.num_steps), " steps"));
-  RunResult result;
-  result.valid_loss_before = result.valid_loss_after = std::numeric_limits<double>::quiet_NaN();
-  if (options.dry_run) return result;
-
-  std::map<std::string, bool> is_trainable;
-  for (std::size_t i = 0; i < names.size(); ++i) is_trainable[names[i]] = trainable[i];
-  LoadOptions load;
-  load.compute_dtype = recipe.dtype == ComputeType::kBFloat16 ? at::kBFloat16 : at::kFloat;
-  load.is_trainable = [&](const std::string& name) { return is_trainable.at(name); };
-  load.add_dag = recipe.model.dag;
-  load.seed = static_cast<std::uint64_t>(recipe.seed);
-  Decoder model = load_decoder(source, load);
-  Trainer trainer(model, train, train_config);
-  if (resumed) {
-    trainer.load_state(resumed->path);
-    log_info(str("resumed from ", resumed->path.string(), " at step ", resumed->step));
-  }
-  RunFolder folder = resumed ? RunFolder::reopen(recipe, resumed->step) : RunFolder::create(recipe);
-  const auto validate = [&](std::int64_t step) {
-    const ValidLoss loss = validation_loss(model, *valid, recipe.batch.micro_batch_tokens);
-    folder.write_validation(step, loss);
-    log_info(str("step ", step, ": valid loss ", fixed(loss.loss, 4), " nats per token over ",
-                 with_commas(loss.supervised_tokens), " tokens"));
-    return loss.loss;
-  };
-  if (valid) result.valid_loss_before = validate(trainer.num_steps_done());
-
-  LossTail tail(train_config.num_steps);
-  std::int64_t num_tokens = 0;
-  Progress progress("training", train_config.num_steps);
-  while (trainer.num_steps_done() < train_config.num_steps) {
-    const StepMetrics metrics = trainer.step();
-    folder.write_step(metrics);
-    tail.add(metrics);
-    num_tokens += metrics.tokens;
-    result.seconds += metrics.seconds;
-    progress.update(metrics.step, str("loss ", fixed(metrics.loss, 4), "  ",
-                                      fixed(static_cast<double>(metrics.tokens) / metrics.seconds, 0), " tok/s"));
-    const bool last = metrics.step == train_config.num_steps;
-    result.interrupted = !last && options.should_stop();
-    const bool due = recipe.checkpoint.every_steps > 0 && metrics.step % recipe.checkpoint.every_steps == 0 && !last;
-    if (due || result.interrupted) {
-      result.output = folder.checkpoint_path(metrics.step);
-      save_checkpoint(result.output, model, source, trainer);
-      folder.drop_old_checkpoints(recipe.checkpoint.keep_last);
-    }
-    if (result.interrupted) break;
-    if (valid && !last && recipe.eval.every_steps > 0 && metrics.step % recipe.eval.every_steps == 0) {
-      progress.finish("");
-      validate(metrics.step);
-    }
-  }
-  progress.finish(str("loss ", fixed(tail.mean(), 4)));
-  // A run of so many steps never packs its samples beforehand: what was cut is known only now.
-  if (!recipe.epochs) report_cuts("train", train.counters(), 1, recipe.data.max_seq_len);
-  result.steps = trainer.num_steps_done();
-  result.train_loss = tail.mean();
-  result.tokens_per_second = result.seconds > 0 ? static_cast<double>(num_tokens) / result.seconds : 0.0;
-  if (result.interrupted) return result;
-
-  if (valid) result.valid_loss_after = validate(result.steps);
-  result.output = folder.final_path();
-  write_folder_atomically(result.output, {.replace = true},
-                          [&](const std::filesystem::path& path) { save_model(path, model, source); });
-  return result;
+  const RunSetup setup = prepare_run(recipe);
+  for (const auto& line : setup.warnings) log_warning(line);
+  log_info(group_table(group_rows(setup)));
+  RunData data = open_data(recipe, setup);
+  log_info(str(with_commas(data.num_steps), " steps"));
+  return Run(recipe, options, setup, data).run();
 }
 
 }  // namespace dagmoe

@@ -1,16 +1,18 @@
 #include "finetune/run_folder.h"
 
 #include <ATen/Parallel.h>
+#include <fcntl.h>
 #include <torch/headeronly/version.h>
+#include <unistd.h>
 
-#include <algorithm>
-#include <charconv>
-#include <vector>
+#include <chrono>
+#include <map>
+#include <utility>
 
 #include "base/atomic_file.h"
 #include "base/environment.h"
 #include "base/error.h"
-#include "base/json.h"
+#include "base/log.h"
 #include "base/mapped_file.h"
 #include "base/text.h"
 #include "kernels/dispatch.h"
@@ -18,44 +20,38 @@
 namespace dagmoe {
 namespace {
 
-constexpr std::string_view kCheckpointPrefix = "checkpoint-";
+namespace fs = std::filesystem;
 
-std::vector<FoundCheckpoint> checkpoints(const std::filesystem::path& run_folder) {
-  std::vector<FoundCheckpoint> found;
-  if (!std::filesystem::is_directory(run_folder)) return found;
-  for (const auto& entry : std::filesystem::directory_iterator(run_folder)) {
-    const std::string name = entry.path().filename().string();
-    if (!name.starts_with(kCheckpointPrefix)) continue;
-    std::int64_t step = 0;
-    const char* end = name.data() + name.size();
-    const auto parsed = std::from_chars(name.data() + kCheckpointPrefix.size(), end, step);
-    if (parsed.ec == std::errc() && parsed.ptr == end) found.push_back({entry.path(), step});
-  }
-  std::ranges::sort(found, {}, &FoundCheckpoint::step);
-  return found;
-}
+constexpr const char* kMetrics = "metrics.jsonl";
+constexpr const char* kExperts = "experts.jsonl";
 
-Json environment_json(const Recipe& recipe) {
+Json data_hashes(const Recipe& recipe) {
   Json data = Json::object();
   for (const auto* sources : {&recipe.data.train, &recipe.data.valid}) {
     for (const DataRecipe& source : *sources) data[source.path] = sha256_hex(MappedFile::open(source.path)->text());
   }
+  return data;
+}
+
+Json environment_json(const Recipe& recipe) {
   return {{"dagmoe", version_text()},
           {"commit", commit_text()},
           {"libtorch", TORCH_VERSION},
           {"device", "cpu"},
           {"instruction_set", isa_name(best_isa())},
           {"threads", at::get_num_threads()},
-          {"data_sha256", data}};
+          {"data_sha256", data_hashes(recipe)}};
 }
 
-std::string step_json(const StepMetrics& metrics) {
+
+Json step_json(const StepMetrics& metrics, double gemm_share) {
   Json line = {{"step", metrics.step},
                {"epoch", metrics.epoch},
                {"loss", metrics.loss},
                {"aux_loss", metrics.aux_loss},
                {"z_loss", metrics.z_loss},
                {"grad_norm", metrics.grad_norm},
+               {"grad_norm_by_group", metrics.grad_norm_by_group},
                {"lr", metrics.lr},
                {"supervised_tokens", metrics.supervised_tokens},
                {"tokens", metrics.tokens},
@@ -63,76 +59,164 @@ std::string step_json(const StepMetrics& metrics) {
                {"sequences", metrics.sequences},
                {"tokens_per_second", static_cast<double>(metrics.tokens) / metrics.seconds},
                {"seconds", metrics.seconds},
-               {"peak_rss_bytes", peak_rss_bytes()},
-               {"expert_load_max_over_mean", metrics.experts.max_over_mean},
-               {"dead_expert_fraction", metrics.experts.dead_fraction}};
-  return line.dump();
+               {"peak_rss_bytes", peak_rss_bytes()}};
+  if (metrics.label_smoothing_loss != 0) line["label_smoothing_loss"] = metrics.label_smoothing_loss;
+  if (gemm_share > 0) line["gemm_share"] = gemm_share;
+  if (!metrics.expert_counts.counts_LE.empty()) {
+    line["expert_load_max_over_mean"] = metrics.experts.max_over_mean;
+    line["dead_expert_fraction"] = metrics.experts.dead_fraction;
+    line["aux_loss_by_layer"] = metrics.aux_loss_by_layer;
+  }
+  if (!metrics.fault.empty()) {
+    line["skipped"] = true;
+    line["fault"] = metrics.fault;
+  }
+  return line;
+}
+
+double seconds_since_1970() {
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
+
+// Numbers become scalars under their dotted path; anything else is left out.
+void add_scalars(TensorBoardWriter& events, const std::string& tag, const Json& value, std::int64_t step, double time) {
+  if (value.is_number()) events.scalar(tag, step, value.get<double>(), time);
+  if (!value.is_object()) return;
+  for (const auto& [key, child] : value.items()) {
+    if (tag.empty() && (key == "step" || key == "padding_tokens")) continue;
+    add_scalars(events, tag.empty() ? key : tag + "/" + key, child, step, time);
+  }
+}
+
+// The whole lines of a JSONL file up to a step. A killed process may have left half a line at the end.
+std::vector<Json> lines_until(const fs::path& path, std::int64_t step) {
+  std::vector<Json> lines;
+  if (!fs::exists(path)) return lines;
+  const auto file = MappedFile::open(path);
+  for (const auto& line : split(file->text(), '\n')) {
+    if (line.empty()) continue;
+    Json entry = Json::parse(line, nullptr, /*allow_exceptions=*/false);
+    if (!entry.is_discarded() && entry.value("step", std::int64_t{0}) <= step) lines.push_back(std::move(entry));
+  }
+  return lines;
+}
+
+void rewrite_lines(const fs::path& path, const std::vector<Json>& lines) {
+  std::string text;
+  for (const Json& line : lines) text += line.dump() + "\n";
+  write_file_atomically(path, text);
+}
+
+void warn_of_changes(const Recipe& recipe, const fs::path& folder) {
+  const std::map<std::string, std::string> before = recipe_settings(MappedFile::open(folder / "recipe.yaml")->text()),
+                                           now = recipe_settings(to_yaml(recipe));
+  const auto value = [](const std::map<std::string, std::string>& settings, const std::string& key) {
+    const auto found = settings.find(key);
+    return found == settings.end() ? std::string("absent") : found->second;
+  };
+  std::map<std::string, std::string> keys = before;
+  keys.insert(now.begin(), now.end());
+  for (const auto& [key, unused] : keys) {
+    if (value(before, key) == value(now, key)) continue;
+    log_warning(str("resume: ", key, " was ", value(before, key), " and is ", value(now, key),
+                    " from here on; an uninterrupted run would have kept it"));
+  }
+}
+
+void check_data(const Recipe& recipe, const fs::path& folder) {
+  const Json environment = read_json_file(folder / "environment.json");
+  const Json before = environment.value("data_sha256", Json::object());
+  for (const auto& [path, hash] : data_hashes(recipe).items()) {
+    if (!before.contains(path) || before[path] == hash) continue;
+    throw InputError(str(path, ": is not the file that this run began with (sha256 ", before[path].get<std::string>(),
+                         "); put that back, or start a new run in another output_dir"));
+  }
+}
+
+std::ofstream open_for_appending(const fs::path& path) {
+  std::ofstream file(path, std::ios::app);
+  if (!file) throw InputError(str(path.string(), ": cannot be opened for writing"));
+  return file;
+}
+
+void append_line(std::ofstream& file, const fs::path& path, const Json& line) {
+  file << line.dump() << '\n' << std::flush;
+  if (!file) throw InputError(str(path.string(), ": cannot be written; is the disk full?"));
+}
+
+void sync_file(const fs::path& path) {
+  const int descriptor = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) return;
+  ::fsync(descriptor);
+  ::close(descriptor);
 }
 
 }  // namespace
 
-std::optional<FoundCheckpoint> newest_checkpoint(const std::filesystem::path& run_folder) {
-  const auto found = checkpoints(run_folder);
-  if (found.empty()) return std::nullopt;
-  return found.back();
-}
-
-RunFolder::RunFolder(std::filesystem::path folder) : folder_(std::move(folder)) {
-  const auto path = folder_ / "metrics.jsonl";
-  metrics_.open(path, std::ios::app);
-  if (!metrics_) throw InputError(str(path.string(), ": cannot be opened for writing"));
-}
+RunFolder::RunFolder(fs::path folder, std::vector<Json> lines, TensorBoardWriter events)
+    : folder_(std::move(folder)),
+      lines_(std::move(lines)),
+      metrics_(open_for_appending(folder_ / kMetrics)),
+      experts_(open_for_appending(folder_ / kExperts)),
+      events_(std::move(events)) {}
 
 RunFolder RunFolder::create(const Recipe& recipe) {
-  const std::filesystem::path folder = recipe.output_dir;
-  if (std::filesystem::exists(folder / "metrics.jsonl") || std::filesystem::exists(folder / "final")) {
+  const fs::path folder = recipe.output_dir;
+  if (fs::exists(folder / kMetrics) || fs::exists(folder / "final")) {
     throw ConfigError(str("output_dir: ", folder.string(),
                           " holds a run already; add --resume to go on with it, or choose another folder"));
   }
   std::error_code error;
-  std::filesystem::create_directories(folder, error);
+  fs::create_directories(folder, error);
   if (error) throw InputError(str(folder.string(), ": cannot be created: ", error.message()));
   write_file_atomically(folder / "recipe.yaml", to_yaml(recipe));
   write_file_atomically(folder / "environment.json", environment_json(recipe).dump(2) + "\n");
-  return RunFolder(folder);
+  return RunFolder(folder, {}, TensorBoardWriter::create(folder));
 }
 
 RunFolder RunFolder::reopen(const Recipe& recipe, std::int64_t resume_step) {
-  const std::filesystem::path folder = recipe.output_dir;
-  const std::filesystem::path path = folder / "metrics.jsonl";
-  std::string kept;
-  if (std::filesystem::exists(path)) {
-    const auto file = MappedFile::open(path);
-    for (const auto& line : split(file->text(), '\n')) {
-      if (line.empty()) continue;
-      const Json entry = Json::parse(line, nullptr, /*allow_exceptions=*/false);  // a killed run may end in half a line
-      if (!entry.is_discarded() && entry.value("step", std::int64_t{0}) <= resume_step) kept += line + "\n";
-    }
-  }
-  write_file_atomically(path, kept);
-  return RunFolder(folder);
+  const fs::path folder = recipe.output_dir;
+  check_data(recipe, folder);
+  warn_of_changes(recipe, folder);
+  std::vector<Json> lines = lines_until(folder / kMetrics, resume_step);
+  rewrite_lines(folder / kMetrics, lines);
+  rewrite_lines(folder / kExperts, lines_until(folder / kExperts, resume_step));
+  return RunFolder(folder, std::move(lines), TensorBoardWriter::reopen(folder, resume_step));
 }
 
-void RunFolder::write_line(const std::string& line) {
-  metrics_ << line << '\n' << std::flush;
-  if (!metrics_) throw InputError(str((folder_ / "metrics.jsonl").string(), ": cannot be written; is the disk full?"));
+void RunFolder::write_line(const Json& line) {
+  append_line(metrics_, folder_ / kMetrics, line);
+  add_scalars(events_, "", line, line.at("step").get<std::int64_t>(), seconds_since_1970());
+  events_.flush();
+  lines_.push_back(line);
 }
 
-void RunFolder::write_step(const StepMetrics& metrics) { write_line(step_json(metrics)); }
+void RunFolder::write_step(const StepMetrics& metrics, double gemm_share) {
+  write_line(step_json(metrics, gemm_share));
+  const ExpertCounts& counts = metrics.expert_counts;
+  if (counts.counts_LE.empty()) return;
+  append_line(experts_, folder_ / kExperts, {{"step", metrics.step}, {"layers", metrics.moe_layers}, {"counts", counts.counts_LE}});
+}
 
 void RunFolder::write_validation(std::int64_t step, const ValidLoss& loss) {
-  write_line(
-      Json{{"step", step}, {"valid_loss", loss.loss}, {"valid_supervised_tokens", loss.supervised_tokens}}.dump());
+  write_line({{"step", step}, {"valid_loss", loss.loss}, {"valid_supervised_tokens", loss.supervised_tokens}});
 }
 
-std::filesystem::path RunFolder::checkpoint_path(std::int64_t step) const {
-  return folder_ / str(kCheckpointPrefix, step);
+void RunFolder::write_scores(std::int64_t step, const Json& scores) {
+  write_line({{"step", step}, {"scores", scores}});
 }
 
-void RunFolder::drop_old_checkpoints(std::int64_t keep_last) const {
-  const auto found = checkpoints(folder_);
-  for (std::size_t i = 0; i + static_cast<std::size_t>(keep_last) < found.size(); ++i)
-    std::filesystem::remove_all(found[i].path);
+void RunFolder::write_analysis(const std::string& name, const Json& content) const {
+  const fs::path folder = folder_ / "analysis";
+  std::error_code error;
+  fs::create_directories(folder, error);
+  if (error) throw InputError(str(folder.string(), ": cannot be created: ", error.message()));
+  write_file_atomically(folder / (name + ".json"), content.dump() + "\n");
+}
+
+void RunFolder::sync() const {
+  sync_file(folder_ / kMetrics);
+  sync_file(folder_ / kExperts);
 }
 
 }  // namespace dagmoe

@@ -3,41 +3,50 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
-#include <optional>
 #include <string>
+#include <vector>
 
+#include "base/json.h"
 #include "finetune/recipe.h"
+#include "finetune/tensorboard.h"
 #include "finetune/trainer.h"
 
 namespace dagmoe {
 
-/// The folder a run leaves behind (interface.md): recipe.yaml, environment.json, metrics.jsonl, checkpoint-N/, final/.
+/// The folder a run leaves behind (interface.md): recipe.yaml, environment.json, metrics.jsonl and the same scalars as
+/// TensorBoard events, experts.jsonl, analysis/ for the report, checkpoint-N/, final/.
 class RunFolder {
  public:
-  /// A new run: throws ConfigError when the folder holds a run already (resume it, or choose another). A resumed run
-  /// drops the metrics lines after `resume_step`, which the next steps write again.
+  /// A new run: throws ConfigError when the folder holds a run already (resume it, or choose another), InputError when
+  /// it cannot be written.
   static RunFolder create(const Recipe& recipe);
+  /// A resumed run: lines and events after `resume_step`, which the next steps write again, are dropped. Warns of every
+  /// setting that differs from the recipe of the folder; throws InputError when a data file is not what it was.
   static RunFolder reopen(const Recipe& recipe, std::int64_t resume_step);
 
-  void write_step(const StepMetrics& metrics);
-  void write_validation(std::int64_t step, const ValidLoss& loss);
-  std::filesystem::path checkpoint_path(std::int64_t step) const;
+  const std::filesystem::path& path() const noexcept { return folder_; }
   std::filesystem::path final_path() const { return folder_ / "final"; }
-  /// Deletes all but the newest `keep_last` checkpoints.
-  void drop_old_checkpoints(std::int64_t keep_last) const;
+  /// The lines of metrics.jsonl so far.
+  const std::vector<Json>& lines() const noexcept { return lines_; }
+
+  /// `gemm_share`: of the machine's measured peak of matrix products; 0 when it was not measured.
+  void write_step(const StepMetrics& metrics, double gemm_share);
+  void write_validation(std::int64_t step, const ValidLoss& loss);
+  /// {"arc_easy": {"acc": 0.46, ...}, ...}
+  void write_scores(std::int64_t step, const Json& scores);
+  /// analysis/NAME.json
+  void write_analysis(const std::string& name, const Json& content) const;
+  /// What was written so far survives a loss of power: before a checkpoint that counts on it.
+  void sync() const;
 
  private:
-  explicit RunFolder(std::filesystem::path folder);
-  void write_line(const std::string& line);
-  std::filesystem::path folder_;
-  std::ofstream metrics_;
-};
+  RunFolder(std::filesystem::path folder, std::vector<Json> lines, TensorBoardWriter events);
+  void write_line(const Json& line);
 
-/// The newest whole checkpoint of a run folder and its step; nullopt when there is none.
-struct FoundCheckpoint {
-  std::filesystem::path path;
-  std::int64_t step = 0;
+  std::filesystem::path folder_;
+  std::vector<Json> lines_;
+  std::ofstream metrics_, experts_;
+  TensorBoardWriter events_;
 };
-std::optional<FoundCheckpoint> newest_checkpoint(const std::filesystem::path& run_folder);
 
 }  // namespace dagmoe

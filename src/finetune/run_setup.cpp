@@ -160,12 +160,15 @@ TrainConfig train_config(const Recipe& recipe, const RunSetup& setup) {
   config.batch = {.step_tokens = recipe.batch.tokens.value_or(0),
                   .step_sequences = recipe.batch.sequences.value_or(0),
                   .micro_batch_tokens = recipe.data.packing ? recipe.batch.micro_batch_tokens : 1};
+  // One schedule for all: rates are relative to the optimizer's, or to the largest where that is 0.
+  if (config.optimizer.lr == 0) {
+    for (const RunParameter& parameter : setup.parameters) config.optimizer.lr = std::max(config.optimizer.lr, parameter.lr);
+  }
   std::map<std::string, ParameterRate> rates;
   for (const RunParameter& parameter : setup.parameters) {
     if (!parameter.is_trainable) continue;
-    // One schedule for all: the optimizer's rate is the unit, unless it is 0.
-    const double unit = recipe.optimizer.lr;
-    rates[parameter.name] = {unit > 0 ? parameter.lr / unit : 0.0, parameter.weight_decay};
+    const double unit = config.optimizer.lr;
+    rates[parameter.name] = {unit > 0 ? parameter.lr / unit : 1.0, parameter.weight_decay};
   }
   config.rate_of = [rates](const std::string& name) { return rates.at(name); };
   config.max_grad_norm = recipe.max_grad_norm;

@@ -168,6 +168,9 @@ std::optional<Trainer::Fault> Trainer::accumulate_all(const StepBatch& batch, St
     const bool pooled = config_.balance_scope == BalanceScope::kGlobal || config_.aux_loss_coef == 0;
     if (pooled) metrics.aux_loss = balance_of(router, metrics.expert_counts);
     metrics.aux_loss_by_layer = balance_by_layer(router, metrics.expert_counts);
+    for (std::int64_t n = 0; n < model_.config.num_hidden_layers; ++n) {
+      if (model_.config.is_moe_layer(n)) metrics.moe_layers.push_back(n);
+    }
     metrics.experts = expert_use(metrics.expert_counts.counts_LE);
   }
   const std::vector<double> norms = grad_norms(optimizer_->parameters());

@@ -16,6 +16,7 @@
 #include "finetune/train_config.h"
 #include "model/decoder.h"
 #include "model/losses.h"
+#include "model/router.h"
 
 namespace dagmoe {
 
@@ -33,6 +34,7 @@ struct StepMetrics {
   std::int64_t supervised_tokens = 0, tokens = 0, sequences = 0;
   double seconds = 0.0;
   ExpertUse experts;
+  std::vector<std::int64_t> moe_layers;  ///< those that expert_counts and aux_loss_by_layer are of
   ExpertCounts expert_counts;
   std::string fault;  ///< why the step was skipped; empty: it was not
 };

@@ -1,0 +1,35 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "base/json.h"
+#include "data/example.h"
+#include "data/tokenizer.h"
+#include "finetune/recipe.h"
+#include "finetune/run_setup.h"
+
+namespace dagmoe {
+
+/// The data of a run, scanned and counted.
+struct RunData {
+  std::unique_ptr<Tokenizer> tokenizer;
+  ExampleStream train;
+  std::optional<ExampleStream> valid;
+  std::int64_t num_steps = 0;  ///< optimizer steps of the whole run
+};
+/// Reports on stderr what was read, left out and cut.
+RunData open_data(const Recipe& recipe, const RunSetup& setup);
+
+/// Warns of training samples that lost their end, by the counters of a stream at two moments. `num_passes`: how often it
+/// went over its samples between them.
+void report_cuts(const StreamCounters& before, const StreamCounters& after, std::int64_t num_passes,
+                 std::int64_t max_seq_len);
+
+/// The first training samples as they are learnt: [{"line": n, "tokens": n, "pieces": [{"text",
+/// "supervised"}]}]. The stream stands afterwards where it stood before.
+Json sample_json(ExampleStream& stream, const Tokenizer& tokenizer, std::int64_t count);
+
+}  // namespace dagmoe
