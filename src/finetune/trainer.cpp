@@ -25,12 +25,12 @@ at::Tensor int64_view(const std::vector<std::int64_t>& values) {
   return at::from_blob(const_cast<std::int64_t*>(values.data()), {static_cast<std::int64_t>(values.size())}, at::kLong);
 }
 
-std::vector<at::Tensor> trained_tensors(Decoder& model) {
-  std::vector<at::Tensor> tensors;
+std::vector<TrainedParameter> trained_parameters(Decoder& model, const OptimizerConfig& config) {
+  std::vector<TrainedParameter> trained;
   for (const auto& [name, tensor] : model.parameters()) {
-    if (tensor->requires_grad()) tensors.push_back(*tensor);
+    if (tensor->requires_grad()) trained.push_back({name, *tensor, 1.0, config.weight_decay});
   }
-  return tensors;
+  return trained;
 }
 
 std::vector<std::string> trained_names(Decoder& model) {
@@ -51,8 +51,8 @@ void add_counts(std::vector<std::vector<std::int64_t>>& counts_LE, const std::ve
   }
 }
 
-TensorSource float_source(const std::string& name, const at::Tensor& tensor) {
-  return {name, DType::kF32, tensor.sizes().vec(),
+TensorSource tensor_source(const std::string& name, const at::Tensor& tensor) {
+  return {name, tensor.scalar_type() == at::kByte ? DType::kU8 : DType::kF32, tensor.sizes().vec(),
           [tensor] { return std::span(static_cast<const std::byte*>(tensor.const_data_ptr()), tensor.nbytes()); }};
 }
 
@@ -88,7 +88,7 @@ Trainer::Trainer(Decoder& model, ExampleStream& train_data, const TrainConfig& c
       train_data_(train_data),
       config_(config),
       names_(trained_names(model)),
-      optimizer_(trained_tensors(model), config.optimizer) {}
+      optimizer_(Optimizer::create(trained_parameters(model, config.optimizer), config.optimizer)) {}
 
 StepBatch Trainer::next_batch() {
   auto batch = next_step_batch(train_data_, config_.batch);
@@ -108,7 +108,7 @@ StepMetrics Trainer::step() {
   metrics.sequences = batch.num_examples;
   metrics.lr = config_.optimizer.lr * lr_factor(config_.schedule, num_steps_done_, config_.num_steps);
 
-  for (const at::Tensor& parameter : optimizer_.parameters()) parameter.mutable_grad() = at::Tensor();
+  for (const TrainedParameter& parameter : optimizer_->parameters()) parameter.tensor.mutable_grad() = at::Tensor();
   std::vector<std::vector<std::int64_t>> counts_LE;
   for (std::size_t m = 0; m < batch.micro_batches.size(); ++m) {
     const PackedBatch& micro = batch.micro_batches[m];
@@ -135,11 +135,11 @@ StepMetrics Trainer::step() {
     loss.backward();
   }
   metrics.experts = expert_use(counts_LE);
-  metrics.grad_norm = global_grad_norm(optimizer_.parameters());
+  metrics.grad_norm = global_grad_norm(optimizer_->parameters());
   if (!std::isfinite(metrics.grad_norm)) {
     std::string first = "a parameter";
     for (std::size_t i = 0; i < names_.size(); ++i) {
-      const at::Tensor& gradient = optimizer_.parameters()[i].grad();
+      const at::Tensor& gradient = optimizer_->parameters()[i].tensor.grad();
       if (!gradient.defined() || at::isfinite(gradient).all().item<bool>()) continue;
       first = "'" + names_[i] + "'";
       break;
@@ -148,7 +148,7 @@ StepMetrics Trainer::step() {
         str("step ", metrics.step, ": the gradient of ", first, " is not finite; no weight was changed"));
   }
   const bool clips = config_.max_grad_norm > 0 && metrics.grad_norm > config_.max_grad_norm;
-  optimizer_.step(metrics.lr, clips ? config_.max_grad_norm / metrics.grad_norm : 1.0);
+  optimizer_->step(metrics.lr, clips ? config_.max_grad_norm / metrics.grad_norm : 1.0);
   ++num_steps_done_;
   metrics.seconds = std::chrono::duration<double>(Clock::now() - started).count();
   return metrics;
@@ -157,10 +157,9 @@ StepMetrics Trainer::step() {
 void Trainer::save_state(const std::filesystem::path& folder) const {
   std::vector<TensorSource> tensors;
   for (std::size_t i = 0; i < names_.size(); ++i) {
-    tensors.push_back(float_source("master." + names_[i], optimizer_.parameters()[i].detach()));
-    tensors.push_back(float_source("exp_avg." + names_[i], optimizer_.first_moments()[i]));
-    tensors.push_back(float_source("exp_avg_sq." + names_[i], optimizer_.second_moments()[i]));
+    tensors.push_back(tensor_source("master." + names_[i], optimizer_->parameters()[i].tensor.detach()));
   }
+  for (const StateTensor& part : optimizer_->state()) tensors.push_back(tensor_source(part.name, part.tensor));
   write_safetensors(folder / kTensorFile, std::move(tensors));
   const StreamPosition position = train_data_.position();
   const Json state = {{"step", num_steps_done_}, {"epoch", position.epoch}, {"next_index", position.next_index}};
@@ -172,9 +171,11 @@ void Trainer::load_state(const std::filesystem::path& folder) {
   const std::string where = (folder / kStateFile).string();
   const Json state = read_json_file(folder / kStateFile);
   const SafetensorsFile file = SafetensorsFile::open(folder / kTensorFile);
-  if (file.tensors().size() != 3 * names_.size()) {
-    throw InputError(str(where, ": the run trained other parameters: found ", file.tensors().size() / 3,
-                         " tensors, expected ", names_.size()));
+  const std::vector<StateTensor> optimizer_state = optimizer_->state();
+  const std::size_t num_tensors = names_.size() + optimizer_state.size();
+  if (file.tensors().size() != num_tensors) {
+    throw InputError(str(where, ": the run trained other parameters or with another optimizer: found ",
+                         file.tensors().size(), " tensors, expected ", num_tensors));
   }
   const auto restore = [&](const std::string& name, const at::Tensor& target) {
     const TensorInfo* info = file.find(name);
@@ -185,12 +186,11 @@ void Trainer::load_state(const std::filesystem::path& folder) {
     std::memcpy(target.mutable_data_ptr(), file.bytes(*info).data(), target.nbytes());
   };
   for (std::size_t i = 0; i < names_.size(); ++i) {
-    restore("master." + names_[i], optimizer_.parameters()[i]);
-    restore("exp_avg." + names_[i], optimizer_.first_moments()[i]);
-    restore("exp_avg_sq." + names_[i], optimizer_.second_moments()[i]);
+    restore("master." + names_[i], optimizer_->parameters()[i].tensor);
   }
+  for (const StateTensor& part : optimizer_state) restore(part.name, part.tensor);
   num_steps_done_ = json_int(state, "step", where);
-  optimizer_.set_num_steps(num_steps_done_);
+  optimizer_->set_num_steps(num_steps_done_);
   train_data_.seek({json_int(state, "epoch", where), json_int(state, "next_index", where)});
 }
 

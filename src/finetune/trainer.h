@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -18,7 +19,7 @@
 namespace dagmoe {
 
 struct TrainConfig {
-  AdamWConfig optimizer;
+  OptimizerConfig optimizer;
   ScheduleConfig schedule;
   StepBatchConfig batch;
   std::int64_t num_steps = 0;  ///< optimizer steps of the whole run
@@ -75,7 +76,7 @@ class Trainer {
   ExampleStream& train_data_;
   TrainConfig config_;
   std::vector<std::string> names_;
-  AdamW optimizer_;
+  std::unique_ptr<Optimizer> optimizer_;
   std::int64_t num_steps_done_ = 0;
 };
 
