@@ -2,51 +2,185 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <cmath>
 #include <utility>
 
+#include "base/error.h"
+#include "base/text.h"
+#include "finetune/optimizer_rules.h"
+#include "kernels/adamw_8bit.h"
+#include "peft/trainable.h"
+
 namespace dagmoe {
+namespace {
 
-AdamW::AdamW(std::vector<at::Tensor> parameters, const AdamWConfig& config)
-    : config_(config), parameters_(std::move(parameters)) {
-  for (const at::Tensor& parameter : parameters_) {
-    exp_avg_.push_back(at::zeros_like(parameter));
-    exp_avg_sq_.push_back(at::zeros_like(parameter));
-    step_counts_.push_back(at::zeros({}, parameter.options().dtype(at::kFloat).requires_grad(false)));
-  }
+// bitsandbytes' min_8bit_size.
+constexpr std::int64_t kLeastElements8bit = 4096;
+
+std::int64_t num_elements(at::IntArrayRef shape) {
+  std::int64_t product = 1;
+  for (const std::int64_t size : shape) product *= size;
+  return product;
 }
 
-void AdamW::step(double lr, double gradient_scale) {
+bool is_hidden_matrix(std::string_view name, at::IntArrayRef shape) {
+  if (shape.size() != 2 || shape[0] == 1 || shape[1] == 1) return false;
+  const std::string group = parameter_group(name);
+  return group != "embeddings" && group != "lm_head" && group != "router";
+}
+
+std::unique_ptr<UpdateRule> make_rule(UpdateRuleKind kind, std::vector<TrainedParameter> parameters,
+                                      const OptimizerConfig& config) {
+  switch (kind) {
+    case UpdateRuleKind::kAdamW:
+      return adamw_rule(std::move(parameters), config);
+    case UpdateRuleKind::kAdamW8bit:
+      return adamw_8bit_rule(std::move(parameters), config);
+    case UpdateRuleKind::kMuon:
+      return muon_rule(std::move(parameters), config);
+    case UpdateRuleKind::kSgd:
+      return sgd_rule(std::move(parameters), config);
+  }
+  throw InternalError("optimizer: unknown update rule");
+}
+
+void check(const TrainedParameter& parameter) {
+  if (parameter.tensor.scalar_type() == at::kFloat && parameter.tensor.is_contiguous()) return;
+  throw InternalError(str("optimizer: parameter '", parameter.name, "' is not contiguous or not float; found ",
+                          at::toString(parameter.tensor.scalar_type())));
+}
+
+}  // namespace
+
+UpdateRuleKind rule_of(OptimizerKind kind, std::string_view name, at::IntArrayRef shape) {
+  switch (kind) {
+    case OptimizerKind::kAdamW:
+      return UpdateRuleKind::kAdamW;
+    case OptimizerKind::kAdamW8bit: {
+      const bool is_large = num_elements(shape) >= kLeastElements8bit;
+      return is_large && parameter_group(name) != "embeddings" ? UpdateRuleKind::kAdamW8bit : UpdateRuleKind::kAdamW;
+    }
+    case OptimizerKind::kMuon:
+      return is_hidden_matrix(name, shape) ? UpdateRuleKind::kMuon : UpdateRuleKind::kAdamW;
+    case OptimizerKind::kSgd:
+      return UpdateRuleKind::kSgd;
+  }
+  throw InternalError("optimizer: unknown kind");
+}
+
+std::int64_t optimizer_state_bytes(const OptimizerConfig& config, std::string_view name, at::IntArrayRef shape) {
+  constexpr std::int64_t kFloatBytes = sizeof(float);
+  const std::int64_t size = num_elements(shape);
+  switch (rule_of(config.kind, name, shape)) {
+    case UpdateRuleKind::kAdamW:
+      return 2 * kFloatBytes * size;
+    case UpdateRuleKind::kAdamW8bit:
+      return 2 * (size + kFloatBytes * num_blocks_8bit(size));
+    case UpdateRuleKind::kMuon:
+      return kFloatBytes * size;
+    case UpdateRuleKind::kSgd:
+      return config.momentum == 0.0 ? 0 : kFloatBytes * size;
+  }
+  throw InternalError("optimizer: unknown update rule");
+}
+
+std::unique_ptr<Optimizer> Optimizer::create(std::vector<TrainedParameter> parameters, const OptimizerConfig& config) {
+  std::unique_ptr<Optimizer> optimizer(new Optimizer);
+  for (const auto kind :
+       {UpdateRuleKind::kAdamW, UpdateRuleKind::kAdamW8bit, UpdateRuleKind::kMuon, UpdateRuleKind::kSgd}) {
+    std::vector<TrainedParameter> taken;
+    for (const TrainedParameter& parameter : parameters) {
+      check(parameter);
+      if (rule_of(config.kind, parameter.name, parameter.tensor.sizes()) == kind) taken.push_back(parameter);
+    }
+    if (!taken.empty()) optimizer->rules_.push_back(make_rule(kind, std::move(taken), config));
+  }
+  optimizer->parameters_ = std::move(parameters);
+  return optimizer;
+}
+
+Optimizer::~Optimizer() = default;
+
+void Optimizer::step(double lr, double gradient_scale) {
   const at::NoGradGuard no_grad;
-  std::vector<at::Tensor> with_gradient, gradients, exp_avg, exp_avg_sq, step_counts;
   ++num_steps_;
-  for (std::size_t i = 0; i < parameters_.size(); ++i) {
-    step_counts_[i].fill_(static_cast<double>(num_steps_));
-    // A parameter that no token reached this step (an expert without rows) has no gradient: it counts as zero.
-    at::Tensor gradient = parameters_[i].grad();
-    if (!gradient.defined()) gradient = at::zeros_like(parameters_[i]);
-    if (gradient_scale != 1.0) gradient.mul_(gradient_scale);
-    with_gradient.push_back(parameters_[i]);
-    gradients.push_back(gradient);
-    exp_avg.push_back(exp_avg_[i]);
-    exp_avg_sq.push_back(exp_avg_sq_[i]);
-    step_counts.push_back(step_counts_[i]);
-  }
-  at::_fused_adamw_(with_gradient, gradients, exp_avg, exp_avg_sq, /*max_exp_avg_sqs=*/{}, step_counts, lr,
-                    config_.beta1, config_.beta2, config_.weight_decay, config_.eps, /*amsgrad=*/false,
-                    /*maximize=*/false);
+  for (const auto& rule : rules_) rule->step(lr, gradient_scale, num_steps_);
 }
 
-void AdamW::set_num_steps(std::int64_t num_steps) { num_steps_ = num_steps; }
-
-double global_grad_norm(const std::vector<at::Tensor>& parameters) {
-  double sum = 0.0;
-  for (const at::Tensor& parameter : parameters) {
-    if (!parameter.grad().defined()) continue;
-    const double norm = at::linalg_vector_norm(parameter.grad()).item<double>();
-    sum += norm * norm;
+std::vector<StateTensor> Optimizer::state() const {
+  std::vector<StateTensor> all;
+  for (const auto& rule : rules_) {
+    for (StateTensor& tensor : rule->state()) all.push_back(std::move(tensor));
   }
+  return all;
+}
+
+std::vector<ParameterGroup> parameter_groups_of(const std::vector<TrainedParameter>& parameters) {
+  std::vector<ParameterGroup> groups;
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    const double lr_scale = parameters[i].lr_scale, weight_decay = parameters[i].weight_decay;
+    const auto same = [&](const ParameterGroup& group) {
+      return group.lr_scale == lr_scale && group.weight_decay == weight_decay;
+    };
+    auto group = std::find_if(groups.begin(), groups.end(), same);
+    if (group == groups.end()) group = groups.insert(groups.end(), {lr_scale, weight_decay, {}});
+    group->indices.push_back(i);
+  }
+  return groups;
+}
+
+Gradients::Gradients(const std::vector<TrainedParameter>& parameters) {
+  std::int64_t most_elements = 0;
+  at::TensorOptions options;
+  for (const TrainedParameter& parameter : parameters) {
+    if (parameter.tensor.grad().defined() || parameter.tensor.numel() <= most_elements) continue;
+    most_elements = parameter.tensor.numel();
+    options = parameter.tensor.options().requires_grad(false);
+  }
+  if (most_elements > 0) zeros_ = at::zeros({most_elements}, options);
+}
+
+at::Tensor Gradients::of(const at::Tensor& parameter) const {
+  const at::Tensor& gradient = parameter.grad();
+  if (gradient.defined()) return gradient.contiguous();
+  return zeros_.narrow(0, 0, parameter.numel()).view(parameter.sizes());
+}
+
+std::optional<at::Tensor> fused_divisor(double gradient_scale, const at::Tensor& like) {
+  if (gradient_scale == 1.0) return std::nullopt;
+  return at::full({}, 1.0 / gradient_scale, like.options().requires_grad(false));
+}
+
+void append_state(std::vector<StateTensor>& state, const char* prefix, const std::vector<TrainedParameter>& parameters,
+                  const std::vector<at::Tensor>& tensors) {
+  for (std::size_t i = 0; i < parameters.size(); ++i)
+    state.push_back({str(prefix, ".", parameters[i].name), tensors[i]});
+}
+
+std::vector<double> grad_norms(const std::vector<TrainedParameter>& parameters) {
+  std::vector<double> norms(parameters.size(), 0.0);
+  std::vector<at::Tensor> gradients;
+  std::vector<std::size_t> indices;
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    if (!parameters[i].tensor.grad().defined()) continue;
+    gradients.push_back(parameters[i].tensor.grad());
+    indices.push_back(i);
+  }
+  if (gradients.empty()) return norms;
+  const at::Tensor all = at::stack(at::_foreach_norm(gradients)).to(at::kCPU, at::kDouble);
+  for (std::size_t i = 0; i < indices.size(); ++i) norms[indices[i]] = all.const_data_ptr<double>()[i];
+  return norms;
+}
+
+double combined_norm(std::span<const double> norms) {
+  double sum = 0.0;
+  for (const double norm : norms) sum += norm * norm;
   return std::sqrt(sum);
+}
+
+double global_grad_norm(const std::vector<TrainedParameter>& parameters) {
+  return combined_norm(grad_norms(parameters));
 }
 
 }  // namespace dagmoe
