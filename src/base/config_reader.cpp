@@ -264,9 +264,9 @@ std::vector<YamlIssue> apply_override(YamlNode& root, const std::string& text) {
 struct ConfigReader::Shared {
   std::string name;
   YamlNode root;
-  std::deque<YamlNode> made_nodes;  // not in the file; a deque, so that pointers to its elements stay good
-  std::vector<YamlPlace> issue_places;   // one per issue
-  std::vector<std::string> issues;       // in the order of the file, the command line's last
+  std::deque<YamlNode> made_nodes;      // not in the file; a deque, so that pointers to its elements stay good
+  std::vector<YamlPlace> issue_places;  // one per issue
+  std::vector<std::string> issues;      // in the order of the file, the command line's last
 
   std::string place_text(YamlPlace place) const {
     return place.line == 0 ? "command line" : str(name, ":", place.line, ":", place.column);

@@ -9,6 +9,8 @@
 #include "base/log.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/gemm_peak.h"
+#include "cli/run_tasks.h"
 #include "finetune/run.h"
 
 namespace dagmoe {
@@ -36,10 +38,10 @@ int finetune_command(const FinetuneFlags& flags) {
   std::signal(SIGTERM, on_signal);
   RunOptions options;
   options.resume = flags.resume;
-  options.dry_run = flags.dry_run;
+  options.evaluate = task_evaluator(recipe);
+  options.measure_gemm_peak = measure_gemm_peak;
   options.should_stop = [] { return received_signal.load() != 0; };
   const RunResult result = run_finetune(recipe, options);
-  if (flags.dry_run) return 0;
   if (result.interrupted) {
     log_info(str("interrupted after step ", result.steps, "; saved ", result.output.string(), "; go on with --resume"));
     return 128 + received_signal.load();
@@ -49,6 +51,8 @@ int finetune_command(const FinetuneFlags& flags) {
                     {"train_loss", number_or_null(result.train_loss)},
                     {"valid_loss_before", number_or_null(result.valid_loss_before)},
                     {"valid_loss_after", number_or_null(result.valid_loss_after)},
+                    {"best_step", result.best_step ? Json(*result.best_step) : Json(nullptr)},
+                    {"stopped_early", result.stopped_early},
                     {"tokens_per_second", result.tokens_per_second},
                     {"seconds", result.seconds}}
                    .dump()

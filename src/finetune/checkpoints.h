@@ -10,8 +10,8 @@
 
 namespace dagmoe {
 
-/// A folder checkpoint-N of a run: a loadable model, the trainer's state, and checkpoint.json, which is written last and
-/// lists the size of every file.
+/// A folder checkpoint-N of a run: a loadable model, the trainer's state, and checkpoint.json, which is written last
+/// and lists the size of every file.
 struct FoundCheckpoint {
   std::filesystem::path path;
   std::int64_t step = 0;

@@ -219,8 +219,7 @@ namespace {
 void collect(const YamlNode& node, const std::string& path, std::map<std::string, std::string>& settings) {
   const auto child_path = [&path](const std::string& key) { return path.empty() ? key : path + "." + key; };
   if (node.kind == YamlNode::Kind::kScalar) settings[path] = node.text;
-  for (std::size_t i = 0; i < node.items.size(); ++i)
-    collect(node.items[i], child_path(std::to_string(i)), settings);
+  for (std::size_t i = 0; i < node.items.size(); ++i) collect(node.items[i], child_path(std::to_string(i)), settings);
   for (const YamlMember& member : node.members) collect(member.value, child_path(member.key), settings);
 }
 
@@ -268,13 +267,14 @@ void check_schedule(DeadSettings& dead, const ScheduleConfig& schedule) {
 }
 
 void check_router(DeadSettings& dead, const Recipe& recipe, const ModelConfig& model, bool router_gets_gradient) {
-  for (const auto& [key, value] :
-       {std::pair{"router_aux_loss_coef", recipe.router_aux_loss_coef}, {"router_z_loss_coef", recipe.router_z_loss_coef}}) {
+  for (const auto& [key, value] : {std::pair{"router_aux_loss_coef", recipe.router_aux_loss_coef},
+                                   {"router_z_loss_coef", recipe.router_z_loss_coef}}) {
     dead.add(value > 0 && !model.moe, key, "because the model has no router");
     dead.add(value > 0 && model.moe && !router_gets_gradient, key,
              "because nothing that trains lies before a router or in one");
   }
-  dead.add(recipe.router_bias_update_rate > 0 && !model.moe, "router_bias_update_rate", "because the model has no router");
+  dead.add(recipe.router_bias_update_rate > 0 && !model.moe, "router_bias_update_rate",
+           "because the model has no router");
   dead.add(recipe.router_aux_loss_scope != BalanceScope::kGlobal && recipe.router_aux_loss_coef == 0,
            "router_aux_loss_scope", "without router_aux_loss_coef");
   dead.add(recipe.model.dag && !model.moe, "model.dag", "because the model is dense; run dagmoe upcycle first");

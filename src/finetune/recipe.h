@@ -72,9 +72,9 @@ struct Recipe {
   struct Eval {
     std::int64_t every_steps = 0;
     std::vector<std::string> tasks;
-    std::int64_t limit = 0;             ///< documents a task; 0: all
-    std::string data_dir = "datasets";  ///< what the tasks' paths are resolved against
-    std::vector<std::string> datasets;  ///< "TASK=FILE[,LABELS]", as dagmoe eval --dataset takes it
+    std::int64_t limit = 0;                    ///< documents a task; 0: all
+    std::string data_dir = "datasets";         ///< what the tasks' paths are resolved against
+    std::vector<std::string> datasets;         ///< "TASK=FILE[,LABELS]", as dagmoe eval --dataset takes it
     std::int64_t early_stopping_patience = 0;  ///< validations without improvement; 0: never stop early
     double early_stopping_min_delta = 0.0;     ///< nats per token that count as improvement
   } eval;

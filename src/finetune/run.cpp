@@ -174,7 +174,10 @@ class Run {
 
   void one_step(Progress& progress) {
     const StepMetrics metrics = train_step();
-    const double share = gemm_peak_ > 0 ? step_flops(setup_, {metrics.tokens, metrics.supervised_tokens}, recipe_.recompute) / metrics.seconds / gemm_peak_ : 0.0;
+    const double share = gemm_peak_ > 0
+                             ? step_flops(setup_, {metrics.tokens, metrics.supervised_tokens}, recipe_.recompute) /
+                                   metrics.seconds / gemm_peak_
+                             : 0.0;
     folder_.write_step(metrics, share);
     remember(folder_.lines().back());
     if (!metrics.fault.empty()) log_warning(metrics.fault + "; the step was skipped and no weight was changed");

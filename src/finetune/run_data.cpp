@@ -48,7 +48,8 @@ void report_cuts(const StreamCounters& before, const StreamCounters& after, std:
     log_warning(str("train: ", truncated, " samples were cut at data.max_seq_len (", max_seq_len,
                     " tokens), so they lost their end token"));
   }
-  if (skipped > 0) log_warning(str("train: ", skipped, " samples were skipped: nothing to learn was left after the cut"));
+  if (skipped > 0)
+    log_warning(str("train: ", skipped, " samples were skipped: nothing to learn was left after the cut"));
 }
 
 RunData open_data(const Recipe& recipe, const RunSetup& setup) {
@@ -72,9 +73,8 @@ Json sample_json(ExampleStream& stream, const Tokenizer& tokenizer, std::int64_t
   while (static_cast<std::int64_t>(samples.size()) < count) {
     const auto example = stream.next();
     if (!example) break;
-    samples.push_back({{"line", example->line},
-                       {"tokens", example->tokens.size()},
-                       {"pieces", pieces_of(*example, tokenizer)}});
+    samples.push_back(
+        {{"line", example->line}, {"tokens", example->tokens.size()}, {"pieces", pieces_of(*example, tokenizer)}});
   }
   stream.seek(start);
   return samples;

@@ -43,7 +43,6 @@ Json environment_json(const Recipe& recipe) {
           {"data_sha256", data_hashes(recipe)}};
 }
 
-
 Json step_json(const StepMetrics& metrics, double gemm_share) {
   Json line = {{"step", metrics.step},
                {"epoch", metrics.epoch},
@@ -195,7 +194,8 @@ void RunFolder::write_step(const StepMetrics& metrics, double gemm_share) {
   write_line(step_json(metrics, gemm_share));
   const ExpertCounts& counts = metrics.expert_counts;
   if (counts.counts_LE.empty()) return;
-  append_line(experts_, folder_ / kExperts, {{"step", metrics.step}, {"layers", metrics.moe_layers}, {"counts", counts.counts_LE}});
+  append_line(experts_, folder_ / kExperts,
+              {{"step", metrics.step}, {"layers", metrics.moe_layers}, {"counts", counts.counts_LE}});
 }
 
 void RunFolder::write_validation(std::int64_t step, const ValidLoss& loss) {

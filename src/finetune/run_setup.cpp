@@ -105,8 +105,7 @@ std::vector<RunParameter> run_parameters(const Recipe& recipe, const ModelConfig
       parameter.weight_decay = entry.weight_decay.value_or(recipe.optimizer.weight_decay);
     }
     const auto type = types.find(name);
-    parameter.memory =
-        memory_of(parameter, recipe, type == types.end() ? std::nullopt : std::optional(type->second));
+    parameter.memory = memory_of(parameter, recipe, type == types.end() ? std::nullopt : std::optional(type->second));
     parameters.push_back(std::move(parameter));
   }
   return parameters;
@@ -162,7 +161,8 @@ TrainConfig train_config(const Recipe& recipe, const RunSetup& setup) {
                   .micro_batch_tokens = recipe.data.packing ? recipe.batch.micro_batch_tokens : 1};
   // One schedule for all: rates are relative to the optimizer's, or to the largest where that is 0.
   if (config.optimizer.lr == 0) {
-    for (const RunParameter& parameter : setup.parameters) config.optimizer.lr = std::max(config.optimizer.lr, parameter.lr);
+    for (const RunParameter& parameter : setup.parameters)
+      config.optimizer.lr = std::max(config.optimizer.lr, parameter.lr);
   }
   std::map<std::string, ParameterRate> rates;
   for (const RunParameter& parameter : setup.parameters) {

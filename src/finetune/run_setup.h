@@ -35,9 +35,9 @@ struct RunParameter {
 /// What a recipe means for its checkpoint: decided on names and shapes, before weights or data are read.
 struct RunSetup {
   Checkpoint source;
-  ModelConfig config;                     ///< the checkpoint's, with what the recipe adds
-  std::vector<RunParameter> parameters;   ///< in the order of the forward pass
-  bool router_gets_gradient = false;      ///< something that trains lies before a router or in one
+  ModelConfig config;                      ///< the checkpoint's, with what the recipe adds
+  std::vector<RunParameter> parameters;    ///< in the order of the forward pass
+  bool router_gets_gradient = false;       ///< something that trains lies before a router or in one
   std::vector<std::string> warnings = {};  ///< settings and rules without effect
 };
 

@@ -285,7 +285,8 @@ void Trainer::load_state(const std::filesystem::path& folder) {
   std::vector<std::string> problems;
   for (const auto& [name, target] : targets) {
     const TensorInfo* info = file.find(name);
-    const bool fits = info != nullptr && info->shape == target.sizes().vec() && info->dtype == dtype_of(target.scalar_type());
+    const bool fits =
+        info != nullptr && info->shape == target.sizes().vec() && info->dtype == dtype_of(target.scalar_type());
     if (!fits) problems.push_back(str(tensors_where, ": tensor '", name, "' is missing, or of another shape or type"));
   }
   if (file.tensors().size() != targets.size()) {

@@ -22,11 +22,11 @@ namespace dagmoe {
 
 /// One line of metrics.jsonl.
 struct StepMetrics {
-  std::int64_t step = 0;             ///< 1-based
-  std::int64_t epoch = 0;            ///< 0-based
-  double loss = 0.0;                 ///< nats per supervised token of the step: cross entropy alone
-  double label_smoothing_loss = 0.0; ///< mean over tokens and vocabulary of -log p; 0 without smoothing
-  double aux_loss = 0.0, z_loss = 0.0;  ///< before their coefficients; 0 for dense models
+  std::int64_t step = 0;                  ///< 1-based
+  std::int64_t epoch = 0;                 ///< 0-based
+  double loss = 0.0;                      ///< nats per supervised token of the step: cross entropy alone
+  double label_smoothing_loss = 0.0;      ///< mean over tokens and vocabulary of -log p; 0 without smoothing
+  double aux_loss = 0.0, z_loss = 0.0;    ///< before their coefficients; 0 for dense models
   std::vector<double> aux_loss_by_layer;  ///< the balance loss of each MoE layer alone
   double grad_norm = 0.0;                 ///< before clipping
   std::map<std::string, double> grad_norm_by_group;

@@ -32,9 +32,8 @@ std::optional<std::int64_t> layer_of(std::string_view name) {
 bool in_layers(const std::vector<LayerRange>& layers, std::string_view name) {
   if (layers.empty()) return true;
   const auto layer = layer_of(name);
-  return layer && std::ranges::any_of(layers, [&](const LayerRange& range) {
-           return range.first <= *layer && *layer <= range.last;
-         });
+  return layer && std::ranges::any_of(
+                      layers, [&](const LayerRange& range) { return range.first <= *layer && *layer <= range.last; });
 }
 
 // Why a rule matches nothing. `matched_elsewhere`: it would, in other layers.
@@ -111,12 +110,12 @@ TrainableSelection select_trainable(const std::vector<TrainableRule>& rules, con
     const bool trains = match && !rules[*match].pattern.starts_with('!');
     selection.rule_of.push_back(trains ? match : std::nullopt);
   }
-  if (issues.empty() && std::ranges::count(selection.rule_of, std::nullopt) == std::ssize(names)) {
+  if (issues.empty() && std::ranges::none_of(selection.rule_of, [](const auto& rule) { return rule.has_value(); })) {
     issues.push_back(str(rules.empty() ? "recipe" : rules.back().where, ": trainable: nothing is left to train"));
   }
   if (!issues.empty()) throw ConfigError(std::move(issues), "");
   for (std::size_t r = 0; r < rules.size(); ++r) {
-    if (std::ranges::count(last_match, std::optional(r)) > 0) continue;
+    if (std::ranges::any_of(last_match, [r](const auto& match) { return match == r; })) continue;
     selection.warnings.push_back(str(rules[r].where, ": trainable: '", rules[r].pattern,
                                      "' has no effect: later rules decide for everything it matches"));
   }
