@@ -20,10 +20,17 @@ void cross_entropy(const CrossEntropy<T>& args) {
     double sum = 0;
     for (std::int64_t v = 0; v < args.V; ++v) sum += std::exp(to_accumulate(logits_V[v]) - largest);
     args.loss_N[n] = largest + std::log(sum) - to_accumulate(logits_V[target]);
+    if (args.uniform_N != nullptr) {
+      double sum_of_logs = 0;
+      for (std::int64_t v = 0; v < args.V; ++v) sum_of_logs += to_accumulate(logits_V[v]) - largest - std::log(sum);
+      args.uniform_N[n] = -sum_of_logs / static_cast<double>(args.V);
+    }
     if (args.keep_logits) continue;
+    const double eps = args.label_smoothing;
     for (std::int64_t v = 0; v < args.V; ++v) {
       const double probability = std::exp(to_accumulate(logits_V[v]) - largest) / sum;
-      logits_V[v] = to_element<T>(static_cast<Real>((probability - (v == target ? 1 : 0)) * args.scale));
+      const double wanted = (v == target ? 1 - eps : 0) + eps / static_cast<double>(args.V);
+      logits_V[v] = to_element<T>(static_cast<Real>((probability - wanted) * args.scale));
     }
   }
 }

@@ -236,12 +236,25 @@ __global__ void cross_entropy_kernel(CrossEntropy<T> args) {
       args.loss_N[n] = static_cast<double>(largest) + log(static_cast<double>(sum)) -
                        static_cast<double>(to_accumulate(logits_V[target]));
     }
+    if (args.uniform_N != nullptr) {
+      Real below_largest = 0;
+      for (std::int64_t v = threadIdx.x; v < args.V; v += kThreads)
+        below_largest += to_accumulate(logits_V[v]) - largest;
+      below_largest = over_block(below_largest, Sum());
+      if (threadIdx.x == 0) {
+        args.uniform_N[n] =
+            log(static_cast<double>(sum)) - static_cast<double>(below_largest) / static_cast<double>(args.V);
+      }
+    }
     if (args.keep_logits) continue;
     __syncthreads();  // the target's logit is read before it is overwritten
     const Real scale = static_cast<Real>(args.scale);
+    // What the target distribution gives every class, and what it gives the label.
+    const Real shared = static_cast<Real>(args.label_smoothing / static_cast<double>(args.V));
+    const Real own = shared + static_cast<Real>(1 - args.label_smoothing);
     for (std::int64_t v = threadIdx.x; v < args.V; v += kThreads) {
       const Real probability = exp(to_accumulate(logits_V[v]) - largest) / sum;
-      logits_V[v] = to_element<T>((probability - (v == target ? 1 : 0)) * scale);
+      logits_V[v] = to_element<T>((probability - (v == target ? own : shared)) * scale);
     }
   }
 }

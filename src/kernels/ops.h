@@ -55,4 +55,15 @@ at::Tensor grouped_linear(const at::Tensor& x_RI, const std::vector<at::Tensor>&
 at::Tensor masked_cross_entropy(const at::Tensor& hidden_TD, const at::Tensor& weight_VD, const at::Tensor& labels_T,
                                 double scale);
 
+/// The same with label smoothing, whose terms are logged apart.
+struct SmoothedCrossEntropy {
+  at::Tensor objective;  ///< (1 - eps) nll + eps uniform: what is minimized
+  double nll = 0.0;      ///< scale * sum of -log p[label]: masked_cross_entropy
+  double uniform = 0.0;  ///< scale * sum of -(1/V) sum_v log p[v]; 0 without smoothing, as it is not computed then
+};
+/// `label_smoothing` is eps in [0, 1], as torch.nn.CrossEntropyLoss defines it. 0 costs nothing more than
+/// masked_cross_entropy.
+SmoothedCrossEntropy smoothed_cross_entropy(const at::Tensor& hidden_TD, const at::Tensor& weight_VD,
+                                            const at::Tensor& labels_T, double scale, double label_smoothing);
+
 }  // namespace dagmoe

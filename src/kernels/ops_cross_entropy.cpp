@@ -16,19 +16,36 @@ constexpr std::int64_t kIgnoredLabel = -100;
 // Rows of logits that exist at a time: enough for an efficient product, 50 MB of bfloat16 at V = 49152.
 constexpr std::int64_t kRowsPerChunk = 512;
 
-// logits <- gradient of scale * loss (unless keep_logits); the loss of each row.
-at::Tensor cross_entropy_rows(const at::Tensor& logits_NV, const at::Tensor& target_N, double scale, bool keep_logits) {
+struct Factors {
+  double scale, label_smoothing;
+};
+
+// Of each row: -log p[target], and with smoothing the mean of -log p.
+struct RowLosses {
+  at::Tensor nll_N, uniform_N;  // double; uniform_N is undefined without smoothing
+
+  RowLosses(std::int64_t num_rows, bool has_uniform, const at::TensorOptions& options) {
+    nll_N = at::empty({num_rows}, options.dtype(at::kDouble));
+    if (has_uniform) uniform_N = at::empty_like(nll_N);
+  }
+};
+
+// logits <- gradient of scale * loss (unless keep_logits); the losses go to rows [first, first + N).
+void cross_entropy_rows(const at::Tensor& logits_NV, const at::Tensor& target_N, const Factors& factors,
+                        bool keep_logits, const RowLosses& losses, std::int64_t first) {
   const std::int64_t N = logits_NV.size(0), V = logits_NV.size(1);
-  const at::Tensor loss_N = at::empty({N}, logits_NV.options().dtype(at::kDouble));
   with_element(logits_NV.scalar_type(), [&](auto element) {
     using T = typename decltype(element)::type;
-    const CrossEntropy<T> all = {.N = N,
-                                 .V = V,
-                                 .logits_NV = output<T>(logits_NV),
-                                 .target_N = input<std::int64_t>(target_N),
-                                 .scale = scale,
-                                 .keep_logits = keep_logits,
-                                 .loss_N = output<double>(loss_N)};
+    CrossEntropy<T> all = {.N = N,
+                           .V = V,
+                           .logits_NV = output<T>(logits_NV),
+                           .target_N = input<std::int64_t>(target_N),
+                           .scale = factors.scale,
+                           .label_smoothing = factors.label_smoothing,
+                           .keep_logits = keep_logits,
+                           .loss_N = output<double>(losses.nll_N) + first,
+                           .uniform_N = output<double>(losses.uniform_N)};
+    if (all.uniform_N != nullptr) all.uniform_N += first;
     if (launched_on_cuda(logits_NV, [&](auto stream) { cuda::cross_entropy(all, stream); })) return;
     parallel_rows(N, V, [&](std::int64_t begin, std::int64_t end) {
       CrossEntropy<T> part = all;
@@ -36,10 +53,10 @@ at::Tensor cross_entropy_rows(const at::Tensor& logits_NV, const at::Tensor& tar
       part.logits_NV += begin * V;
       part.target_N += begin;
       part.loss_N += begin;
+      if (part.uniform_N != nullptr) part.uniform_N += begin;
       kernels<T>().cross_entropy(part);
     });
   });
-  return loss_N;
 }
 
 // Adds up chunks of a gradient: in float for bfloat16, and without any copy when there is only one chunk.
@@ -62,12 +79,25 @@ class GradientSum {
 };
 
 struct LossResult {
-  at::Tensor loss;                            // scalar
-  at::Tensor grad_hidden_TD, grad_weight_VD;  // undefined when not wanted
+  double nll = 0.0, uniform = 0.0;            // summed and scaled
+  at::Tensor objective;                       // scalar
+  at::Tensor grad_hidden_TD, grad_weight_VD;  // of the objective; undefined when not wanted
 };
 
+void set_sums(const RowLosses& losses, const Factors& factors, at::ScalarType dtype, LossResult& result) {
+  const double eps = factors.label_smoothing;
+  at::Tensor objective = losses.nll_N.sum() * factors.scale;
+  result.nll = objective.item<double>();
+  if (losses.uniform_N.defined()) {
+    const at::Tensor uniform = losses.uniform_N.sum() * factors.scale;
+    result.uniform = uniform.item<double>();
+    objective = objective * (1 - eps) + uniform * eps;
+  }
+  result.objective = objective.to(dtype);
+}
+
 LossResult masked_loss(const at::Tensor& hidden_TD, const at::Tensor& weight_VD, const at::Tensor& labels_T,
-                       double scale, bool wants_hidden, bool wants_weight) {
+                       const Factors& factors, bool wants_hidden, bool wants_weight) {
   const at::Tensor index_N = at::nonzero(labels_T != kIgnoredLabel).squeeze(1);
   const std::int64_t N = index_N.size(0), num_tokens = hidden_TD.size(0), V = weight_VD.size(0);
   const bool wants_gradient = wants_hidden || wants_weight;
@@ -75,7 +105,7 @@ LossResult masked_loss(const at::Tensor& hidden_TD, const at::Tensor& weight_VD,
   if (wants_hidden) result.grad_hidden_TD = at::zeros_like(hidden_TD);
   if (N == 0) {
     if (wants_weight) result.grad_weight_VD = at::zeros_like(weight_VD);
-    result.loss = at::zeros({}, hidden_TD.options().dtype(accumulate_dtype(hidden_TD.scalar_type())));
+    result.objective = at::zeros({}, hidden_TD.options().dtype(accumulate_dtype(hidden_TD.scalar_type())));
     return result;
   }
   const at::Tensor hidden_ND = N == num_tokens ? hidden_TD : hidden_TD.index_select(0, index_N);
@@ -85,7 +115,7 @@ LossResult masked_loss(const at::Tensor& hidden_TD, const at::Tensor& weight_VD,
           least.item<std::int64_t>(), " to ", most.item<std::int64_t>(), ", expected 0 to ", V - 1, " or ",
           kIgnoredLabel);
 
-  const at::Tensor loss_N = at::empty({N}, hidden_TD.options().dtype(at::kDouble));
+  const RowLosses losses(N, factors.label_smoothing > 0, hidden_TD.options());
   const at::Tensor buffer_CV = at::empty({std::min(N, kRowsPerChunk), V}, hidden_TD.options());
   GradientSum grad_weight;
   for (std::int64_t first = 0; first < N; first += kRowsPerChunk) {
@@ -93,8 +123,8 @@ LossResult masked_loss(const at::Tensor& hidden_TD, const at::Tensor& weight_VD,
     const at::Tensor hidden_CD = hidden_ND.narrow(0, first, count);
     at::Tensor logits_CV = buffer_CV.narrow(0, 0, count);
     at::mm_out(logits_CV, hidden_CD, weight_VD.t());
-    loss_N.narrow(0, first, count)
-        .copy_(cross_entropy_rows(logits_CV, target_N.narrow(0, first, count), scale, /*keep_logits=*/!wants_gradient));
+    cross_entropy_rows(logits_CV, target_N.narrow(0, first, count), factors, /*keep_logits=*/!wants_gradient, losses,
+                       first);
     // From here on the buffer holds the gradient of the logits.
     if (wants_hidden) {
       const at::Tensor grad_CD = at::mm(logits_CV, weight_VD);
@@ -107,17 +137,20 @@ LossResult masked_loss(const at::Tensor& hidden_TD, const at::Tensor& weight_VD,
     if (wants_weight) grad_weight.add(at::mm(logits_CV.t(), hidden_CD));
   }
   if (wants_weight) result.grad_weight_VD = grad_weight.result();
-  result.loss = (loss_N.sum() * scale).to(accumulate_dtype(hidden_TD.scalar_type()));
+  set_sums(losses, factors, accumulate_dtype(hidden_TD.scalar_type()), result);
   return result;
 }
 
 struct MaskedCrossEntropyFunction : torch::autograd::Function<MaskedCrossEntropyFunction> {
+  // `terms` receives the sums, of which autograd sees only the objective.
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& hidden_TD, const at::Tensor& weight_VD,
-                            const at::Tensor& labels_T, double scale) {
+                            const at::Tensor& labels_T, const Factors& factors, SmoothedCrossEntropy* terms) {
     const LossResult result =
-        masked_loss(hidden_TD, weight_VD, labels_T, scale, hidden_TD.requires_grad(), weight_VD.requires_grad());
+        masked_loss(hidden_TD, weight_VD, labels_T, factors, hidden_TD.requires_grad(), weight_VD.requires_grad());
     ctx->save_for_backward({result.grad_hidden_TD, result.grad_weight_VD});
-    return result.loss;
+    terms->nll = result.nll;
+    terms->uniform = result.uniform;
+    return result.objective;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     auto gradients = ctx->get_saved_variables();
@@ -125,15 +158,15 @@ struct MaskedCrossEntropyFunction : torch::autograd::Function<MaskedCrossEntropy
     for (at::Tensor& gradient : gradients) {
       if (gradient.defined() && factor != 1) gradient = gradient * factor;
     }
-    return {gradients[0], gradients[1], {}, {}};
+    return {gradients[0], gradients[1], {}, {}, {}};
   }
 };
 
 }  // namespace
 }  // namespace ops
 
-at::Tensor masked_cross_entropy(const at::Tensor& hidden_TD, const at::Tensor& weight_VD, const at::Tensor& labels_T,
-                                double scale) {
+SmoothedCrossEntropy smoothed_cross_entropy(const at::Tensor& hidden_TD, const at::Tensor& weight_VD,
+                                            const at::Tensor& labels_T, double scale, double label_smoothing) {
   ops::require(hidden_TD.dim() == 2 && weight_VD.dim() == 2 && hidden_TD.size(1) == weight_VD.size(1) &&
                    hidden_TD.scalar_type() == weight_VD.scalar_type(),
                "masked_cross_entropy: found hidden ", shape_text(hidden_TD.sizes()), " of ",
@@ -142,11 +175,23 @@ at::Tensor masked_cross_entropy(const at::Tensor& hidden_TD, const at::Tensor& w
   ops::require(labels_T.dim() == 1 && labels_T.size(0) == hidden_TD.size(0) && labels_T.scalar_type() == at::kLong,
                "masked_cross_entropy: found labels ", shape_text(labels_T.sizes()), ", expected int64 [",
                hidden_TD.size(0), "]");
+  ops::require(label_smoothing >= 0 && label_smoothing <= 1, "masked_cross_entropy: found label smoothing ",
+               label_smoothing, ", expected 0 to 1");
   const at::Tensor hidden = hidden_TD.contiguous(), labels = labels_T.contiguous();
-  if (!ops::needs_gradient({hidden, weight_VD})) {
-    return ops::masked_loss(hidden, weight_VD, labels, scale, /*wants_hidden=*/false, /*wants_weight=*/false).loss;
+  const ops::Factors factors{scale, label_smoothing};
+  SmoothedCrossEntropy terms;
+  if (ops::needs_gradient({hidden, weight_VD})) {
+    terms.objective = ops::MaskedCrossEntropyFunction::apply(hidden, weight_VD, labels, factors, &terms);
+    return terms;
   }
-  return ops::MaskedCrossEntropyFunction::apply(hidden, weight_VD, labels, scale);
+  const ops::LossResult result =
+      ops::masked_loss(hidden, weight_VD, labels, factors, /*wants_hidden=*/false, /*wants_weight=*/false);
+  return {result.objective, result.nll, result.uniform};
+}
+
+at::Tensor masked_cross_entropy(const at::Tensor& hidden_TD, const at::Tensor& weight_VD, const at::Tensor& labels_T,
+                                double scale) {
+  return smoothed_cross_entropy(hidden_TD, weight_VD, labels_T, scale, /*label_smoothing=*/0.0).objective;
 }
 
 }  // namespace dagmoe

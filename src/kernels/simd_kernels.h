@@ -234,12 +234,21 @@ void cross_entropy(const CrossEntropy<T>& args) {
     T* target = logits_V + args.target_N[n];
     const Vec target_logit = load(target, first_lanes(1));
     args.loss_N[n] = static_cast<double>(top) + __builtin_log(total) - static_cast<double>(sum(target_logit));
+    if (args.uniform_N != nullptr) {
+      const float below_top = sum_blocks(args.V, [&](std::int64_t v, auto lanes) {
+        return keep(load(logits_V + v, lanes) - set(top), lanes, set(0));
+      });
+      args.uniform_N[n] = __builtin_log(total) - static_cast<double>(below_top) / static_cast<double>(args.V);
+    }
     if (args.keep_logits) continue;
     const Vec scale = set(static_cast<float>(args.scale)), factor = set(1 / total);
+    // What the target distribution gives every class, and what it gives the label.
+    const Vec shared = set(static_cast<float>(args.label_smoothing / static_cast<double>(args.V)));
+    const Vec own = shared + set(static_cast<float>(1 - args.label_smoothing));
     for_each_block(args.V, [&](std::int64_t v, auto lanes) {
-      store(logits_V + v, exp(load(logits_V + v, lanes) - set(top)) * factor * scale, lanes);
+      store(logits_V + v, (exp(load(logits_V + v, lanes) - set(top)) * factor - shared) * scale, lanes);
     });
-    store(target, (exp(target_logit - set(top)) * factor - set(1)) * scale, first_lanes(1));
+    store(target, (exp(target_logit - set(top)) * factor - own) * scale, first_lanes(1));
   }
 }
 

@@ -2,6 +2,7 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <vector>
 
 #include "model/config.h"
@@ -9,12 +10,39 @@
 
 namespace dagmoe {
 
+/// How many tokens each expert got, a row for each MoE layer in order. Those of several forward passes add up to those
+/// of one that holds all their tokens.
+struct ExpertCounts {
+  std::vector<std::vector<std::int64_t>> counts_LE;
+  std::int64_t num_tokens = 0;  ///< every layer routed each of them
+
+  ExpertCounts& operator+=(const ExpertCounts& other);
+  bool operator==(const ExpertCounts&) const = default;
+};
+/// Empty for a dense model.
+ExpertCounts expert_counts(const std::vector<Routing>& routing, std::int64_t num_experts);
+
 /// Load-balancing loss as Hugging Face defines it (method.md 2.1, contracts.md 1.7): the tokens of all layers are
 /// pooled, then E * sum_e f_e P_e with f_e the assignments to e per token and P_e the mean probability. Balanced
 /// routing gives K. Sigmoid scores are normalized per token first. Gradient through P only.
+///
+/// f is that of `counts`, P that of `routing`: with the counts of a whole optimizer step (arXiv:2501.11873), the losses
+/// of its micro batches, each times its share of the step's tokens, add up to the loss of one micro batch that holds
+/// them all, and so do their gradients.
+at::Tensor load_balancing_loss(const std::vector<Routing>& routing, const MoeConfig& config,
+                               const ExpertCounts& counts);
+/// With the counts of these tokens alone.
 at::Tensor load_balancing_loss(const std::vector<Routing>& routing, const MoeConfig& config);
-/// Router z-loss (arXiv:2202.08906): mean over tokens and layers of logsumexp(logits)^2.
+/// The same for each layer alone, for reports: pooling hides imbalances that differ from layer to layer. Shares add up
+/// as above. No gradients.
+std::vector<double> layer_balance(const std::vector<Routing>& routing, const MoeConfig& config,
+                                  const ExpertCounts& counts);
+/// Router z-loss (arXiv:2202.08906): mean over tokens and layers of logsumexp(logits)^2. Shares of tokens add up as
+/// above.
 at::Tensor router_z_loss(const std::vector<Routing>& routing);
+/// Whether any router's probabilities depend on what trains: otherwise the losses above have no gradient and can be
+/// left out.
+bool has_gradient(const std::vector<Routing>& routing);
 
 /// How the tokens were spread over the experts, summed over the layers given.
 struct ExpertUse {

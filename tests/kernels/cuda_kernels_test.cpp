@@ -78,6 +78,10 @@ TEST_CASE("cuda: every op agrees with the CPU, output and gradients", "[kernels]
       return masked_cross_entropy(in[0], in[1], labels.to(device), 1.0 / 64);
     };
     require_devices_agree(loss, {random_values({70, 32}, 16), head}, dtype, summed);
+    const auto smoothed = [&](const auto& in, at::Device device) {
+      return smoothed_cross_entropy(in[0], in[1], labels.to(device), 1.0 / 64, 0.1).objective;
+    };
+    require_devices_agree(smoothed, {random_values({70, 32}, 16), head}, dtype, summed);
   }
 }
 

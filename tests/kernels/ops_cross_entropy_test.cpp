@@ -31,6 +31,17 @@ Inputs random_inputs(std::int64_t num_tokens, std::int64_t D, std::int64_t V, at
 at::Tensor expected_loss(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& labels, double scale) {
   return at::cross_entropy_loss(at::linear(hidden, weight), labels, {}, at::Reduction::Sum, kIgnored) * scale;
 }
+// From the definition, term by term: log p = logits - logsumexp; rows without a label are left out.
+struct Terms {
+  at::Tensor nll, uniform;
+};
+Terms expected_terms(const at::Tensor& hidden, const at::Tensor& weight, const at::Tensor& labels, double scale) {
+  const at::Tensor rows = at::nonzero(labels != kIgnored).squeeze(1);
+  const at::Tensor logits = at::linear(hidden, weight).index_select(0, rows);
+  const at::Tensor log_p = logits - at::logsumexp(logits, {1}, true);
+  return {-log_p.gather(1, labels.index_select(0, rows).unsqueeze(1)).sum() * scale,
+          -log_p.sum() / static_cast<double>(weight.size(0)) * scale};
+}
 at::Tensor trained(const at::Tensor& tensor) { return tensor.detach().clone().set_requires_grad(true); }
 
 }  // namespace
@@ -83,6 +94,77 @@ TEST_CASE("masked_cross_entropy: float and bfloat16 agree with double", "[kernel
       require_close(grads[i], expected_grads[i], tolerance * unit, tolerance);
     }
   }
+}
+
+TEST_CASE("smoothed_cross_entropy: the terms and their gradients equal the definition", "[kernels]") {
+  for (const std::int64_t num_tokens : {1, 100, 1700}) {
+    for (const double eps : {0.0, 0.1, 0.5, 1.0}) {
+      INFO(num_tokens << " tokens, eps " << eps);
+      const Inputs in = random_inputs(num_tokens, 8, 50, at::kDouble);
+      const std::vector<at::Tensor> ours = {trained(in.hidden), trained(in.weight)},
+                                    theirs = {trained(in.hidden), trained(in.weight)};
+      const auto terms = smoothed_cross_entropy(ours[0], ours[1], in.labels, 0.125, eps);
+      const Terms expected = expected_terms(theirs[0], theirs[1], in.labels, 0.125);
+      const at::Tensor objective = expected.nll * (1 - eps) + expected.uniform * eps;
+      REQUIRE(terms.nll == Approx(expected.nll.item<double>()).epsilon(kDoubleTolerance));
+      if (eps > 0) REQUIRE(terms.uniform == Approx(expected.uniform.item<double>()).epsilon(kDoubleTolerance));
+      require_close(terms.objective, objective, kDoubleTolerance, kDoubleTolerance);
+      // LibTorch's own definition of label smoothing.
+      require_close(
+          terms.objective,
+          at::cross_entropy_loss(at::linear(in.hidden, in.weight), in.labels, {}, at::Reduction::Sum, kIgnored, eps) *
+              0.125,
+          kDoubleTolerance, kDoubleTolerance);
+      const auto grads = torch::autograd::grad({terms.objective * 3}, ours),
+                 expected_grads = torch::autograd::grad({objective * 3}, theirs);
+      for (std::size_t i = 0; i < ours.size(); ++i)
+        require_close(grads[i], expected_grads[i], kDoubleTolerance, kDoubleTolerance);
+    }
+  }
+}
+
+TEST_CASE("smoothed_cross_entropy: float and bfloat16 agree with double", "[kernels]") {
+  for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+    INFO("dtype " << at::toString(dtype));
+    const Inputs in = random_inputs(900, 32, 333, dtype);
+    const std::vector<at::Tensor> low = {trained(in.hidden), trained(in.weight)};
+    const std::vector<at::Tensor> high = {trained(in.hidden.to(at::kDouble)), trained(in.weight.to(at::kDouble))};
+    const auto terms = smoothed_cross_entropy(low[0], low[1], in.labels, 1.0 / 600, 0.2);
+    const auto expected = smoothed_cross_entropy(high[0], high[1], in.labels, 1.0 / 600, 0.2);
+    const double tolerance = dtype == at::kFloat ? kFloatTolerance : kBf16Tolerance;
+    REQUIRE(terms.nll == Approx(expected.nll).epsilon(tolerance));
+    REQUIRE(terms.uniform == Approx(expected.uniform).epsilon(tolerance));
+    const auto grads = torch::autograd::grad({terms.objective}, low),
+               expected_grads = torch::autograd::grad({expected.objective}, high);
+    for (std::size_t i = 0; i < low.size(); ++i) {
+      REQUIRE(grads[i].scalar_type() == dtype);
+      // As without smoothing: the absolute part is in units of the largest gradient.
+      const double unit = dtype == at::kFloat ? 1 : 8 * expected_grads[i].abs().max().item<double>();
+      require_close(grads[i], expected_grads[i], tolerance * unit, tolerance);
+    }
+  }
+}
+
+TEST_CASE("smoothed_cross_entropy: without smoothing it is masked_cross_entropy to the bit", "[kernels]") {
+  const Inputs in = random_inputs(700, 8, 50, at::kFloat);
+  const std::vector<at::Tensor> a = {trained(in.hidden), trained(in.weight)},
+                                b = {trained(in.hidden), trained(in.weight)};
+  const auto terms = smoothed_cross_entropy(a[0], a[1], in.labels, 0.5, 0.0);
+  const at::Tensor loss = masked_cross_entropy(b[0], b[1], in.labels, 0.5);
+  require_equal(terms.objective, loss);
+  REQUIRE(terms.uniform == 0.0);
+  const auto grads = torch::autograd::grad({terms.objective}, a), expected = torch::autograd::grad({loss}, b);
+  for (std::size_t i = 0; i < a.size(); ++i) require_equal(grads[i], expected[i]);
+}
+
+TEST_CASE("smoothed_cross_entropy: evaluation gives the same terms", "[kernels]") {
+  const Inputs in = random_inputs(700, 8, 50, at::kFloat);
+  const auto terms = smoothed_cross_entropy(trained(in.hidden), in.weight, in.labels, 0.5, 0.1);
+  const auto evaluated = smoothed_cross_entropy(in.hidden, in.weight, in.labels, 0.5, 0.1);
+  REQUIRE_FALSE(evaluated.objective.requires_grad());
+  REQUIRE(evaluated.nll == terms.nll);
+  REQUIRE(evaluated.uniform == terms.uniform);
+  REQUIRE_THROWS_AS(smoothed_cross_entropy(in.hidden, in.weight, in.labels, 0.5, 1.5), InternalError);
 }
 
 TEST_CASE("masked_cross_entropy: without a supervised token loss and gradients are zero", "[kernels]") {

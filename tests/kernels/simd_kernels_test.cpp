@@ -154,19 +154,22 @@ at::Tensor run_dag_pairs_backward(const KernelTable<T>& table, const at::Tensor&
 }
 
 struct CrossEntropyResult {
-  at::Tensor loss, grad;
+  at::Tensor loss, grad, uniform;
 };
 template <class T>
 CrossEntropyResult run_cross_entropy(const KernelTable<T>& table, const at::Tensor& logits, const at::Tensor& target,
-                                     bool keep_logits, double scale) {
-  const CrossEntropyResult result = {at::full({logits.size(0)}, kNan, at::kDouble), guarded(logits)};
+                                     bool keep_logits, double scale, double label_smoothing = 0) {
+  const CrossEntropyResult result = {at::full({logits.size(0)}, kNan, at::kDouble), guarded(logits),
+                                     at::full({logits.size(0)}, kNan, at::kDouble)};
   table.cross_entropy({.N = logits.size(0),
                        .V = logits.size(1),
                        .logits_NV = data<T>(result.grad),
                        .target_N = data<std::int64_t>(target),
                        .scale = scale,
+                       .label_smoothing = label_smoothing,
                        .keep_logits = keep_logits,
-                       .loss_N = data<double>(result.loss)});
+                       .loss_N = data<double>(result.loss),
+                       .uniform_N = label_smoothing > 0 ? data<double>(result.uniform) : nullptr});
   return result;
 }
 
@@ -328,6 +331,11 @@ TEMPLATE_TEST_CASE("cross_entropy: every table agrees with the reference at ever
         const auto kept = run_cross_entropy<T>(table, logits, target, true, 0.25);
         require_close(kept.loss, actual.loss, 0, 0);
         require_equal(kept.grad, logits);
+        const auto smooth = run_cross_entropy<T>(reference, logits, target, false, 0.25, 0.3);
+        const auto actual_smooth = run_cross_entropy<T>(table, logits, target, false, 0.25, 0.3);
+        require_close(actual_smooth.loss, smooth.loss, kFloatTolerance, kFloatTolerance);
+        require_close(actual_smooth.uniform, smooth.uniform, kFloatTolerance, kFloatTolerance);
+        require_as_reference<T>(actual_smooth.grad, smooth.grad);
       }
     }
   });
