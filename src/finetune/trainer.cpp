@@ -147,7 +147,7 @@ bool Trainer::accumulate(const StepBatch& batch, std::size_t micro_batch, const 
     if (config_.z_loss_coef > 0) objective = objective + z * (config_.z_loss_coef * share);
     metrics.z_loss += share * z.item<double>();
     metrics.expert_counts += counts;
-    add_router_sums(router, output.routing, moe);
+    router += router_sums(output.routing, moe);
   }
   if (!std::isfinite(objective.item<double>())) return false;
   objective.backward();
@@ -167,7 +167,7 @@ std::optional<Trainer::Fault> Trainer::accumulate_all(const StepBatch& batch, St
   if (!metrics.expert_counts.counts_LE.empty()) {
     const bool pooled = config_.balance_scope == BalanceScope::kGlobal || config_.aux_loss_coef == 0;
     if (pooled) metrics.aux_loss = balance_of(router, metrics.expert_counts);
-    metrics.aux_loss_by_layer = balance_by_layer(router, metrics.expert_counts);
+    metrics.aux_loss_by_layer = layer_balance(router, metrics.expert_counts);
     for (std::int64_t n = 0; n < model_.config.num_hidden_layers; ++n) {
       if (model_.config.is_moe_layer(n)) metrics.moe_layers.push_back(n);
     }

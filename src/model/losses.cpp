@@ -86,22 +86,52 @@ at::Tensor load_balancing_loss(const std::vector<Routing>& routing, const MoeCon
   return load_balancing_loss(routing, config, expert_counts(routing, num_experts_of(routing)));
 }
 
-std::vector<double> layer_balance(const std::vector<Routing>& routing, const MoeConfig& config,
-                                  const ExpertCounts& counts) {
-  const at::NoGradGuard no_grad;
-  require_layers(routing, counts);
-  std::vector<double> values;
-  for (std::size_t layer = 0; layer < routing.size(); ++layer) {
-    const at::Tensor p_E = router_probabilities(routing[layer].logits_TE, config).mean(0);
-    const at::Tensor f_E = frequencies(counts.counts_LE[layer], counts.num_tokens, p_E.options());
-    values.push_back((f_E * p_E).sum().item<double>() * static_cast<double>(p_E.size(0)));
+RouterSums& RouterSums::operator+=(const RouterSums& other) {
+  if (probability_sums_LE.empty()) {
+    probability_sums_LE = other.probability_sums_LE;
+    return *this;
   }
-  return values;
+  for (std::size_t layer = 0; layer < probability_sums_LE.size(); ++layer) {
+    auto& ours = probability_sums_LE[layer];
+    const auto& theirs = other.probability_sums_LE.at(layer);
+    std::transform(ours.begin(), ours.end(), theirs.begin(), ours.begin(), std::plus<>());
+  }
+  return *this;
 }
 
-bool has_gradient(const std::vector<Routing>& routing) {
-  return std::any_of(routing.begin(), routing.end(),
-                     [](const Routing& layer) { return layer.logits_TE.requires_grad(); });
+RouterSums router_sums(const std::vector<Routing>& routing, const MoeConfig& config) {
+  const at::NoGradGuard no_grad;
+  RouterSums sums;
+  for (const Routing& layer : routing) {
+    const at::Tensor sum_E = router_probabilities(layer.logits_TE, config).sum(0, false, at::kDouble).to(at::kCPU);
+    const double* values = sum_E.const_data_ptr<double>();
+    sums.probability_sums_LE.emplace_back(values, values + sum_E.numel());
+  }
+  return sums;
+}
+
+double balance_of(const RouterSums& sums, const ExpertCounts& counts) {
+  const std::size_t L = sums.probability_sums_LE.size(), E = L == 0 ? 0 : sums.probability_sums_LE[0].size();
+  const double rows = static_cast<double>(std::max<std::int64_t>(counts.num_tokens, 1)) * static_cast<double>(L);
+  double total = 0.0;
+  for (std::size_t e = 0; e < E; ++e) {
+    double count = 0.0, probability = 0.0;
+    for (std::size_t layer = 0; layer < L; ++layer) {
+      count += static_cast<double>(counts.counts_LE.at(layer).at(e));
+      probability += sums.probability_sums_LE[layer][e];
+    }
+    total += count / rows * (probability / rows);
+  }
+  return total * static_cast<double>(E);
+}
+
+std::vector<double> layer_balance(const RouterSums& sums, const ExpertCounts& counts) {
+  std::vector<double> values;
+  for (std::size_t layer = 0; layer < sums.probability_sums_LE.size(); ++layer) {
+    const RouterSums one{{sums.probability_sums_LE[layer]}};
+    values.push_back(balance_of(one, {{counts.counts_LE.at(layer)}, counts.num_tokens}));
+  }
+  return values;
 }
 
 at::Tensor router_z_loss(const std::vector<Routing>& routing) {

@@ -33,10 +33,18 @@ at::Tensor load_balancing_loss(const std::vector<Routing>& routing, const MoeCon
                                const ExpertCounts& counts);
 /// With the counts of these tokens alone.
 at::Tensor load_balancing_loss(const std::vector<Routing>& routing, const MoeConfig& config);
-/// The same for each layer alone, for reports: pooling hides imbalances that differ from layer to layer. Shares add up
-/// as above. No gradients.
-std::vector<double> layer_balance(const std::vector<Routing>& routing, const MoeConfig& config,
-                                  const ExpertCounts& counts);
+/// Sums over tokens of the routers' probabilities, [layers][E], without gradients: those of micro batches add up, so
+/// that the balance of a whole step can be reported once its counts are known.
+struct RouterSums {
+  std::vector<std::vector<double>> probability_sums_LE;
+
+  RouterSums& operator+=(const RouterSums& other);
+};
+RouterSums router_sums(const std::vector<Routing>& routing, const MoeConfig& config);
+/// load_balancing_loss of all tokens behind the sums.
+double balance_of(const RouterSums& sums, const ExpertCounts& counts);
+/// The same for each layer alone: pooling hides imbalances that differ from layer to layer.
+std::vector<double> layer_balance(const RouterSums& sums, const ExpertCounts& counts);
 /// Router z-loss (arXiv:2202.08906): mean over tokens and layers of logsumexp(logits)^2. Shares of tokens add up as
 /// above.
 at::Tensor router_z_loss(const std::vector<Routing>& routing);

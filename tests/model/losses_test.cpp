@@ -149,7 +149,7 @@ TEST_CASE("losses: every term equals its equation written as loops", "[model]") 
             Approx(slow_balance(part, part, config)).epsilon(kDoubleTolerance));
     REQUIRE(load_balancing_loss(part, config, counts).item<double>() ==
             Approx(slow_balance(part, all, config)).epsilon(kDoubleTolerance));
-    const auto layers = layer_balance(part, config, counts);
+    const auto layers = layer_balance(router_sums(part, config), expert_counts(part, 5));
     REQUIRE(layers.size() == 3);
     for (std::size_t n = 0; n < layers.size(); ++n)
       REQUIRE(layers[n] == Approx(slow_balance({part[n]}, {all[n]}, config)).epsilon(kDoubleTolerance));
@@ -165,13 +165,13 @@ TEST_CASE("losses: over the counts of the step, micro batches of any sizes give 
     const ExpertCounts step_counts = expert_counts(step.whole(), 5);
     const at::Tensor expected = load_balancing_loss(step.whole(), config) * 0.7 + router_z_loss(step.whole()) * 0.3;
     const auto expected_grads = torch::autograd::grad({expected}, step.logits_TE);
-    const auto expected_layers = layer_balance(step.whole(), config, step_counts);
+    const auto expected_layers = layer_balance(router_sums(step.whole(), config), step_counts);
     const std::vector<std::vector<std::int64_t>> splits = {{48}, {12, 12, 12, 12}, {1, 2, 3, 10, 5, 7, 11, 9}};
     for (const auto& sizes : splits) {
       INFO(sizes.size() << " micro batches");
       ExpertCounts counts;
       double value = 0.0;
-      std::vector<double> layers(3);
+      RouterSums sums;
       std::vector<at::Tensor> grads(3);
       std::int64_t first = 0;
       for (const std::int64_t size : sizes) {
@@ -181,15 +181,17 @@ TEST_CASE("losses: over the counts of the step, micro batches of any sizes give 
             (load_balancing_loss(part, config, step_counts) * 0.7 + router_z_loss(part) * 0.3) * share;
         value += loss.item<double>();
         const auto part_grads = torch::autograd::grad({loss}, step.logits_TE);
-        const auto part_layers = layer_balance(part, config, step_counts);
+        sums += router_sums(part, config);
         for (std::size_t n = 0; n < 3; ++n) {
           grads[n] = grads[n].defined() ? grads[n] + part_grads[n] : part_grads[n];
-          layers[n] += share * part_layers[n];
         }
         counts += expert_counts(part, 5);
         first += size;
       }
       REQUIRE(counts == step_counts);
+      const auto layers = layer_balance(sums, counts);
+      REQUIRE(balance_of(sums, counts) ==
+              Approx(load_balancing_loss(step.whole(), config).item<double>()).epsilon(kDoubleTolerance));
       REQUIRE(value == Approx(expected.item<double>()).epsilon(kDoubleTolerance));
       for (std::size_t n = 0; n < 3; ++n) {
         require_close(grads[n], expected_grads[n], kDoubleTolerance, kDoubleTolerance);
