@@ -8,7 +8,7 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "finetune/optimizer_rules.h"
-#include "kernels/adamw_8bit.h"
+#include "kernels/dispatch.h"
 
 namespace dagmoe {
 namespace {
@@ -39,7 +39,9 @@ class AdamW8bitRule : public UpdateRule {
     AdamW8bit args{};
     args.grad_scale = static_cast<float>(gradient_scale);
     args.beta1 = static_cast<float>(config_.beta1);
+    args.one_minus_beta1 = static_cast<float>(1.0 - config_.beta1);
     args.beta2 = static_cast<float>(config_.beta2);
+    args.one_minus_beta2 = static_cast<float>(1.0 - config_.beta2);
     args.eps = static_cast<float>(config_.eps);
     args.correction = static_cast<float>(std::sqrt(1.0 - std::pow(config_.beta2, t)));
     for (std::size_t i = 0; i < parameters_.size(); ++i) {
@@ -77,7 +79,7 @@ class AdamW8bitRule : public UpdateRule {
       args.v_N = state.v_N.data_ptr<std::uint8_t>() + first;
       args.m_scale_B = state.m_scale_B.data_ptr<float>() + begin;
       args.v_scale_B = state.v_scale_B.data_ptr<float>() + begin;
-      reference::adamw_8bit(args);
+      kernels<float>().adamw_8bit(args);
     });
   }
 

@@ -16,7 +16,7 @@ template <class T>
 constexpr KernelTable<T> kReferenceTable = {
     reference::rms_norm_forward<T>,   reference::rms_norm_backward<T>, reference::rope<T>,
     reference::swiglu_forward<T>,     reference::swiglu_backward<T>,   reference::dag_pairs_forward<T>,
-    reference::dag_pairs_backward<T>, reference::cross_entropy<T>};
+    reference::dag_pairs_backward<T>, reference::cross_entropy<T>,     reference::adamw_8bit};
 
 // gcc's check reads cpuid and, through xgetbv, whether the operating system saves the wide registers.
 bool is_supported(Isa isa) {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/adamw_8bit.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/dag_pairs.h"
 #include "kernels/rms_norm.h"
@@ -19,6 +20,7 @@ struct KernelTable {
   void (*dag_pairs_forward)(const DagPairsForward<T>&);
   void (*dag_pairs_backward)(const DagPairsBackward<T>&);
   void (*cross_entropy)(const CrossEntropy<T>&);
+  void (*adamw_8bit)(const AdamW8bit&);  ///< the same for every T: optimizers work on floats
 };
 
 /// Instruction sets, slowest first. The reference table is the readable one that judges the others.

@@ -1,5 +1,6 @@
 #pragma once
 
+#include "kernels/adamw_8bit.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/dag_pairs.h"
 #include "kernels/rms_norm.h"
@@ -26,5 +27,6 @@ template <class T>
 void dag_pairs_backward(const DagPairsBackward<T>& args);
 template <class T>
 void cross_entropy(const CrossEntropy<T>& args);
+void adamw_8bit(const AdamW8bit& args);
 
 }  // namespace dagmoe::reference

@@ -252,10 +252,103 @@ void cross_entropy(const CrossEntropy<T>& args) {
   }
 }
 
+// The dynamic map of adamw_8bit.h as arithmetic. The levels of decade d = 0 ... 6 are the middles of n equal parts of
+// 10^(d-7) ... 10^(d-6), so a value's level is the part it falls into. k numbers the levels of one sign from zero: 0 is
+// zero, decade d begins at k = n (with sign, n = 2^d) or n - 1 (without, n = 2^(d+1)), and 1 comes last.
+constexpr int kDecades = 7;
+struct DynamicTables {
+  // By decade; the eighth entry makes 1 of the last k.
+  float spread[8], least[8];           // level = least + spread * fraction of the decade, both for dequantizing
+  float scale[8], offset[8], last[8];  // k = min(round(scale * x + offset), last)
+  float bounds[kDecades - 1];          // half-way between the last level of decade d and the first of d + 1
+  float least_above_zero, least_one;
+};
+constexpr DynamicTables dynamic_tables(bool is_signed) {
+  DynamicTables tables{};
+  double power = 1e-6, last_level = 0;
+  for (int d = 0; d < kDecades; ++d) {
+    const double n = 1 << (is_signed ? d : d + 1);
+    const double first_k = is_signed ? n : n - 1, first_level = power * (0.1 + 0.45 / n);
+    tables.spread[d] = static_cast<float>(0.9 * power);
+    tables.least[d] = static_cast<float>(first_level);
+    tables.scale[d] = static_cast<float>(n / (0.9 * power));
+    tables.offset[d] = static_cast<float>(first_k - n / 9 - 0.5);
+    tables.last[d] = static_cast<float>(first_k + n - 1);
+    const double bound = (last_level + first_level) / 2;
+    (d == 0 ? tables.least_above_zero : tables.bounds[d - 1]) = static_cast<float>(bound);
+    last_level = power * (1 - 0.45 / n);
+    power *= 10;
+  }
+  tables.least[kDecades] = 1;
+  tables.least_one = static_cast<float>((last_level + 1) / 2);
+  return tables;
+}
+constexpr DynamicTables kSignedTables = dynamic_tables(true), kUnsignedTables = dynamic_tables(false);
+
+/// The level with number k. `shift` is 0 with sign and 1 without: k + shift = n * (1 + fraction of the decade).
+Vec dynamic_level(const DynamicTables& tables, Vec k, float shift) {
+  const Vec j = k + set(shift);
+  const Vec decade = binary_exponent(j) - set(shift), fraction = binary_fraction(j) - set(1);
+  const Vec level = multiply_add(lookup(tables.spread, decade), fraction, lookup(tables.least, decade));
+  return level * above(k, set(0.5F));
+}
+
+/// The number of the level nearest to x, 0 <= x <= 1.
+Vec nearest_level(const DynamicTables& tables, Vec x) {
+  Vec decade = set(0);
+  for (const float bound : tables.bounds) decade = decade + above(x, set(bound));
+  const Vec part = round_to_integer(multiply_add(x, lookup(tables.scale, decade), lookup(tables.offset, decade)));
+  const Vec k = min(part, lookup(tables.last, decade));
+  return multiply_add(k, above(x, set(tables.least_above_zero)), above(x, set(tables.least_one)));
+}
+
+/// 1 / most; 0 for a block that holds nothing but zeros, or less than a float's smallest normal number.
+float inverse_scale(float most) { return most >= __FLT_MIN__ ? 1 / most : 0; }
+
+void adamw_8bit(const AdamW8bit& args) {
+  constexpr float kZeroCode = 127;  // of m
+  float m_block[kBlockSize8bit], v_block[kBlockSize8bit];
+  for (std::int64_t begin = 0, block = 0; begin < args.N; begin += kBlockSize8bit, ++block) {
+    const std::int64_t size = args.N - begin < kBlockSize8bit ? args.N - begin : kBlockSize8bit;
+    const float* grad = args.grad_N + begin;
+    float* param = args.param_N + begin;
+    std::uint8_t *m_codes = args.m_N + begin, *v_codes = args.v_N + begin;
+    const Vec m_scale = set(args.m_scale_B[block] * args.beta1), v_scale = set(args.v_scale_B[block] * args.beta2);
+    Vec m_most = set(0), v_most = set(0);
+    for_each_block(size, [&](std::int64_t i, auto lanes) {
+      const Vec g = set(args.grad_scale) * load(grad + i, lanes);
+      const Vec m_code = load(m_codes + i, lanes) - set(kZeroCode);
+      const Vec m_level = with_sign_of(dynamic_level(kSignedTables, absolute(m_code), 0), m_code);
+      const Vec v_level = dynamic_level(kUnsignedTables, load(v_codes + i, lanes), 1);
+      const Vec m = multiply_add(m_level, m_scale, set(args.one_minus_beta1) * g);
+      const Vec v = multiply_add(v_level, v_scale, set(args.one_minus_beta2) * (g * g));
+      store(m_block + i, m);
+      store(v_block + i, v);
+      m_most = max(m_most, keep(absolute(m), lanes, set(0)));
+      v_most = max(v_most, keep(v, lanes, set(0)));
+      const Vec ratio = m / multiply_add(square_root(v), set(1 / args.correction), set(args.eps));
+      const Vec decayed = set(args.param_factor) * load(param + i, lanes);
+      store(param + i, decayed - set(args.step_size) * ratio, lanes);
+    });
+    args.m_scale_B[block] = largest(m_most);
+    args.v_scale_B[block] = largest(v_most);
+    const Vec m_inverse = set(inverse_scale(args.m_scale_B[block]));
+    const Vec v_inverse = set(inverse_scale(args.v_scale_B[block]));
+    for_each_block(size, [&](std::int64_t i, auto lanes) {
+      const Vec m = load(m_block + i), v = load(v_block + i);
+      // -1 is no level, so the largest magnitude of a negative m is one number less.
+      const Vec largest_k = set(kZeroCode) + above(m, set(0));
+      const Vec m_k = min(nearest_level(kSignedTables, absolute(m) * m_inverse), largest_k);
+      store(m_codes + i, set(kZeroCode) + with_sign_of(m_k, m), lanes);
+      store(v_codes + i, max(nearest_level(kUnsignedTables, v * v_inverse), above(v, set(0))), lanes);
+    });
+  }
+}
+
 template <class T>
 constexpr KernelTable<T> simd_table() {
-  return {rms_norm_forward<T>,  rms_norm_backward<T>,  rope<T>,         swiglu_forward<T>, swiglu_backward<T>,
-          dag_pairs_forward<T>, dag_pairs_backward<T>, cross_entropy<T>};
+  return {rms_norm_forward<T>,  rms_norm_backward<T>,  rope<T>,          swiglu_forward<T>, swiglu_backward<T>,
+          dag_pairs_forward<T>, dag_pairs_backward<T>, cross_entropy<T>, adamw_8bit};
 }
 
 }  // namespace

@@ -54,6 +54,30 @@ inline float largest(Vec a) {
   return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
 }
 
+inline Vec square_root(Vec a) { return {_mm256_sqrt_ps(a.lanes)}; }
+inline Vec absolute(Vec a) { return {_mm256_andnot_ps(_mm256_set1_ps(-0.0F), a.lanes)}; }
+/// `magnitude`, at least 0, with the sign of `sign`.
+inline Vec with_sign_of(Vec magnitude, Vec sign) {
+  return {_mm256_or_ps(magnitude.lanes, _mm256_and_ps(_mm256_set1_ps(-0.0F), sign.lanes))};
+}
+/// 1 where a > b, 0 elsewhere.
+inline Vec above(Vec a, Vec b) {
+  return {_mm256_and_ps(_mm256_cmp_ps(a.lanes, b.lanes, _CMP_GT_OQ), _mm256_set1_ps(1))};
+}
+/// The entries of a table of eight; only the last three bits of the whole number `index` count.
+inline Vec lookup(const float* table_8, Vec index) {
+  return {_mm256_permutevar8x32_ps(_mm256_loadu_ps(table_8), _mm256_cvtps_epi32(index.lanes))};
+}
+/// a = fraction * 2^exponent for normal a > 0, 1 <= fraction < 2.
+inline Vec binary_exponent(Vec a) {
+  const __m256i biased = _mm256_srli_epi32(_mm256_castps_si256(a.lanes), 23);
+  return {_mm256_cvtepi32_ps(_mm256_sub_epi32(biased, _mm256_set1_epi32(127)))};
+}
+inline Vec binary_fraction(Vec a) {
+  const __m256i bits = _mm256_and_si256(_mm256_castps_si256(a.lanes), _mm256_set1_epi32(0x007fffff));
+  return {_mm256_castsi256_ps(_mm256_or_si256(bits, _mm256_set1_epi32(0x3f800000)))};
+}
+
 inline __m256i lane_mask(Mask mask) {
   const __m256i index = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(mask.count)), index);
@@ -82,6 +106,25 @@ inline __m128i narrow(Vec a) {
 }
 inline Vec load(const Bf16* from) { return widen(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from))); }
 inline void store(Bf16* to, Vec a) { _mm_storeu_si128(reinterpret_cast<__m128i*>(to), narrow(a)); }
+// Whole numbers from 0 to 255.
+inline Vec load(const std::uint8_t* from) {
+  return {_mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from))))};
+}
+inline void store(std::uint8_t* to, Vec a) {
+  const __m256i whole = _mm256_cvtps_epi32(a.lanes);
+  const __m128i words = _mm_packus_epi32(_mm256_castsi256_si128(whole), _mm256_extracti128_si256(whole, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(to), _mm_packus_epi16(words, words));
+}
+inline Vec load(const std::uint8_t* from, Mask mask) {
+  std::uint8_t buffer[Vec::kLanes] = {};
+  for (std::int64_t i = 0; i < mask.count; ++i) buffer[i] = from[i];
+  return load(buffer);
+}
+inline void store(std::uint8_t* to, Vec a, Mask mask) {
+  std::uint8_t buffer[Vec::kLanes];
+  store(buffer, a);
+  for (std::int64_t i = 0; i < mask.count; ++i) to[i] = buffer[i];
+}
 // AVX2 has no masked 16-bit access.
 inline Vec load(const Bf16* from, Mask mask) {
   Bf16 buffer[Vec::kLanes] = {};
