@@ -39,7 +39,7 @@ at::Tensor plain_output(const CombineInput& input, const at::Tensor& nodes_TKD, 
 }  // namespace
 
 at::Tensor combine_experts(const CombineInput& input, const std::vector<DagStep>& steps, const DagConfig* dag,
-                           double norm_eps) {
+                           double norm_eps, const OnPairs& on_pairs) {
   const auto dtype = input.expert_out_TKD.scalar_type();
   const auto K = input.weights_TK.size(1);
   const at::Tensor expert_nodes_TKD = cast(input.weights_TK, dtype).unsqueeze(-1) * input.expert_out_TKD;
@@ -59,7 +59,9 @@ at::Tensor combine_experts(const CombineInput& input, const std::vector<DagStep>
     // eq. 9-10. W [z_i, z_j] = W_target z_i + W_source z_j, so each node is projected once, not each pair.
     const at::Tensor abce_4GG = at::cat({step.edge_G2G.narrow(1, 0, G), step.edge_G2G.narrow(1, G, G),
                                          step.node_G2G.narrow(1, 0, G), step.node_G2G.narrow(1, G, G)});
-    const at::Tensor s_TKG = dag_pairs(at::linear(z_TKG, cast(abce_4GG, dtype)));
+    const at::Tensor abce_TK4G = at::linear(z_TKG, cast(abce_4GG, dtype));
+    if (on_pairs) on_pairs(l, abce_TK4G);
+    const at::Tensor s_TKG = dag_pairs(abce_TK4G);
     // eq. 11. The read-out of eq. 12 sums over the nodes, and the sum commutes with W_up.
     const at::Tensor up_DG = cast(step.up_DG, dtype);
     out_TD = out_TD + at::linear(s_TKG.sum(1), up_DG);

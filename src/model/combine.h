@@ -2,6 +2,8 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstddef>
+#include <functional>
 #include <vector>
 
 #include "model/config.h"
@@ -23,8 +25,11 @@ struct CombineInput {
   at::Tensor expert_out_TKD;  ///< E_i(xn), token order
   at::Tensor weights_TK;      ///< g_i
 };
+/// `on_pairs` gets what the messages of iteration l are made of, (a, b, c, e) of every node: m_ij = SiLU(a_i + b_j) *
+/// (c_i + e_j), method.md 1.2 DAG-1.
+using OnPairs = std::function<void(std::size_t l, const at::Tensor& abce_TK4G)>;
 at::Tensor combine_experts(const CombineInput& input, const std::vector<DagStep>& steps, const DagConfig* dag,
-                           double norm_eps);
+                           double norm_eps, const OnPairs& on_pairs = {});
 
 /// The slow twin that judges it: eq. 6-12 as printed, a Concat for every ordered pair of nodes.
 at::Tensor combine_experts_reference(const CombineInput& input, const std::vector<DagStep>& steps, const DagConfig* dag,
