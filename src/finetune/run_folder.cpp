@@ -124,8 +124,10 @@ void warn_of_changes(const Recipe& recipe, const fs::path& folder) {
 
 void check_data(const Recipe& recipe, const fs::path& folder) {
   const Json environment = read_json_file(folder / "environment.json");
-  const Json before = environment.value("data_sha256", Json::object());
-  for (const auto& [path, hash] : data_hashes(recipe).items()) {
+  if (!environment.contains("data_sha256")) return;
+  const Json& before = environment["data_sha256"];
+  const Json now = data_hashes(recipe);
+  for (const auto& [path, hash] : now.items()) {
     if (!before.contains(path) || before[path] == hash) continue;
     throw InputError(str(path, ": is not the file that this run began with (sha256 ", before[path].get<std::string>(),
                          "); put that back, or start a new run in another output_dir"));

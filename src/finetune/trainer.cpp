@@ -10,6 +10,7 @@
 #include "base/error.h"
 #include "base/json.h"
 #include "base/text.h"
+#include "checkpoint/checkpoint.h"
 #include "checkpoint/safetensors.h"
 #include "kernels/ops.h"
 #include "peft/trainable.h"
@@ -259,7 +260,7 @@ std::vector<StateTensor> Trainer::saved_tensors() const {
   for (const TrainedParameter& parameter : optimizer_->parameters())
     tensors.push_back({"master." + parameter.name, parameter.tensor.detach()});
   for (const auto& [name, tensor] : model_.parameters()) {
-    if (is_router_bias(name)) tensors.push_back({"buffer." + name, *tensor});
+    if (parameter_group(name) == "router_bias") tensors.push_back({"buffer." + name, *tensor});
   }
   return tensors;
 }
