@@ -18,8 +18,10 @@ namespace {
 
 constexpr const char* kWeightsName = "model.safetensors";
 
+bool is_router_bias(const std::string& name) { return name.ends_with(".e_score_correction_bias"); }
+
 bool is_statistics_weight(const std::string& name) {
-  return name.ends_with("norm.weight") || name.ends_with("mlp.gate.weight");
+  return name.ends_with("norm.weight") || name.ends_with("mlp.gate.weight") || is_router_bias(name);
 }
 
 at::Tensor own_memory(const at::Tensor& tensor, at::ScalarType dtype) {
@@ -149,10 +151,12 @@ std::map<std::string, at::Tensor> source_tensors(const Checkpoint& checkpoint) {
 
 }  // namespace
 
-Decoder load_decoder(const Checkpoint& checkpoint, const LoadOptions& options) {
+namespace {
+
+// The config of the model in memory: the checkpoint's, with what is added to it.
+ModelConfig loaded_config(const Checkpoint& checkpoint, const LoadOptions& options) {
   ModelConfig config = checkpoint.config();
-  const bool adds_dag = options.add_dag.has_value() && !config.dag;
-  if (adds_dag) {
+  if (options.add_dag && !config.dag) {
     if (!config.moe) {
       throw ConfigError(str("model.dag: ", checkpoint.folder().string(),
                             " is a dense model; a DAG combines the experts of a MoE layer; run dagmoe upcycle first"));
@@ -160,13 +164,34 @@ Decoder load_decoder(const Checkpoint& checkpoint, const LoadOptions& options) {
     config.dag = options.add_dag;
     config.model_type = "dagmoe";
   }
+  if (options.add_router_bias) {
+    if (config.model_type != "dagmoe") {
+      throw ConfigError(str("router_bias_update_rate: ", checkpoint.folder().string(), " is of model_type '",
+                            config.model_type, "', which has no router bias; expected dagmoe: add model.dag",
+                            config.moe ? "" : " after dagmoe upcycle", ", or set the rate to 0"));
+    }
+    config.moe->router_bias = true;
+  }
+  return config;
+}
+
+}  // namespace
+
+Decoder load_decoder(const Checkpoint& checkpoint, const LoadOptions& options) {
+  const ModelConfig config = loaded_config(checkpoint, options);
   Decoder model(config);
   model.compute_dtype = options.compute_dtype;
-  if (adds_dag) initialize_dag(model, options.seed);
+  if (config.dag && !checkpoint.config().dag) initialize_dag(model, options.seed);
 
   const auto sources = source_tensors(checkpoint);
   const auto statistics = options.compute_dtype == at::kDouble ? at::kDouble : at::kFloat;
   for (const auto& [name, tensor] : model.parameters()) {
+    if (is_router_bias(name)) {
+      const auto source = sources.find(name);
+      *tensor = source == sources.end() ? at::zeros({config.moe->num_experts}, at::TensorOptions(statistics))
+                                        : own_memory(source->second, statistics);
+      continue;
+    }
     const at::Tensor source = tensor->defined() ? *tensor : sources.at(name);  // a new DAG has its weights already
     const auto frozen_dtype = is_statistics_weight(name) ? statistics : options.compute_dtype;
     if (options.is_trainable && options.is_trainable(name)) {
@@ -214,7 +239,9 @@ void save_model(const std::filesystem::path& folder, Decoder& model, const Check
   std::vector<TensorSource> tensors;
   auto converted = std::make_shared<at::Tensor>();  // holds one tensor's bytes while they are written
   for (const DiskTensor& disk : disk_tensors(model.config, source.layout())) {
-    const TensorInfo* info = source.find(disk.name);
+    // Nothing of a router bias comes from the source: it changes though it does not require grad.
+    const bool is_bias = is_router_bias(disk.name);
+    const TensorInfo* info = is_bias ? nullptr : source.find(disk.name);
     std::vector<at::Tensor> parts;
     bool is_frozen = true;
     for (const std::size_t index : disk.parameters) {
@@ -227,7 +254,7 @@ void save_model(const std::filesystem::path& folder, Decoder& model, const Check
       continue;
     }
     const bool is_dag = disk.name.find(".mlp.dag.") != std::string::npos;
-    const DType dtype = info != nullptr ? info->dtype : is_dag ? DType::kF32 : base_dtype;
+    const DType dtype = info != nullptr ? info->dtype : is_dag || is_bias ? DType::kF32 : base_dtype;
     // Frozen experts beside trained ones in one tensor come from the file too.
     for (std::size_t i = 0; info != nullptr && i < parts.size(); ++i) {
       if (parameters[disk.parameters[i]].tensor->requires_grad()) continue;

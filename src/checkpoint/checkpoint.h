@@ -52,17 +52,20 @@ struct LoadOptions {
   /// Adds an aggregator that the checkpoint lacks; its weights come from `seed` (method.md 1.1).
   std::optional<DagConfig> add_dag;
   std::uint64_t seed = 0;
+  /// Adds the router bias that a dagmoe lacks, as zeros, which change nothing.
+  bool add_router_bias = false;
 };
 
 /// Frozen weights in the compute dtype stay in their file; others are converted once. Norms and routers are float
-/// whatever the compute dtype is.
+/// whatever the compute dtype is. Router biases never require grad. Throws ConfigError when the model has no place for
+/// what is to be added.
 Decoder load_decoder(const Checkpoint& checkpoint, const LoadOptions& options);
 
 /// Writes config.json, model.safetensors and the source's tokenizer files into `folder`, which must exist
 /// (write_folder_atomically makes it). The layout of the experts is the source's, and so is the text of config.json
 /// when nothing in it changed. Weights that do not require grad are copied from the source's bytes, so that they stay
 /// bit-identical; others take the dtype of their namesake in the source, else of its embedding, else (a DAG that was
-/// added) float.
+/// added) float. Router biases, which change without a gradient, are always written as they are now, in float.
 void save_model(const std::filesystem::path& folder, Decoder& model, const Checkpoint& source);
 
 /// The tokenizer and generation files of a model folder that are there, copied as they are.

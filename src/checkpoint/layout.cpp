@@ -71,7 +71,7 @@ std::vector<DiskTensor> disk_tensors(const ModelConfig& config, ExpertLayout lay
     const auto name = layout == ExpertLayout::kFused ? fused_name(parameter) : std::nullopt;
     if (!name) {
       // The fused layout has transformers' names in memory: Mixtral's router is mlp.gate there.
-      const bool is_router = layout == ExpertLayout::kFused && parameter.ends_with(".mlp.gate.weight");
+      const bool is_router = layout == ExpertLayout::kFused && parameter.find(".mlp.gate.") != std::string::npos;
       tensors.push_back({is_router ? parameter : disk_name(config, parameter), shape, {i}});
       continue;
     }

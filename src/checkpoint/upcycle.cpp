@@ -16,8 +16,8 @@ namespace {
 
 constexpr std::int64_t kDefaultExperts = 8, kDefaultTopK = 4;
 
-ExpertCounts expert_counts(const UpcycleConfig& config) {
-  ExpertCounts counts;
+UpcycleCounts upcycle_counts(const UpcycleConfig& config) {
+  UpcycleCounts counts;
   counts.num_experts = config.num_experts.value_or(kDefaultExperts);
   counts.num_experts_per_tok = config.num_experts_per_tok.value_or(std::min(kDefaultTopK, counts.num_experts));
   const bool has_shards = config.method == UpcycleMethod::kVirtualGroup;
@@ -31,7 +31,7 @@ const std::string& method_name(UpcycleMethod method) {
 
 void check_counts(const UpcycleConfig& config, const ModelConfig& source) {
   std::vector<std::string> issues;
-  const ExpertCounts counts = expert_counts(config);
+  const UpcycleCounts counts = upcycle_counts(config);
   const std::int64_t E = counts.num_experts, K = counts.num_experts_per_tok, S = counts.num_shards;
   if (K < 1 || K > E) issues.push_back(str("--top-k: found ", K, ", expected between 1 and --experts (", E, ")"));
   if (config.method == UpcycleMethod::kVirtualGroup) {
@@ -86,7 +86,7 @@ std::string base_with_experts(const ModelConfig& source, const std::filesystem::
 
 ModelConfig config_with_experts(const ModelConfig& source, const UpcycleConfig& config,
                                 const std::filesystem::path& folder) {
-  const ExpertCounts counts = expert_counts(config);
+  const UpcycleCounts counts = upcycle_counts(config);
   ModelConfig result = source;
   result.model_type = "dagmoe";
   result.dag = config.dag;
@@ -110,7 +110,7 @@ Json manifest_of(const UpcycleConfig& config, const ModelConfig& source, const s
     manifest["method"] = "dag_only";
     return manifest;
   }
-  const ExpertCounts counts = expert_counts(config);
+  const UpcycleCounts counts = upcycle_counts(config);
   manifest["method"] = method_name(config.method);
   manifest["num_experts"] = counts.num_experts;
   manifest["num_experts_per_tok"] = counts.num_experts_per_tok;
@@ -136,7 +136,7 @@ Decoder with_experts(const Decoder& source, const ModelConfig& model_config, con
   result.embed_tokens_VD = source.embed_tokens_VD;
   result.norm_D = source.norm_D;
   result.lm_head_VD = source.lm_head_VD;
-  ExpertCounts counts = expert_counts(config);
+  UpcycleCounts counts = upcycle_counts(config);
   counts.router_std = model_config.initializer_range;
   for (std::size_t n = 0; n < source.layers.size(); ++n) {
     const DecoderLayer& from = source.layers[n];

@@ -67,7 +67,7 @@ void permute_and_drop(Ffn& ffn, const UpcycleConfig& config, at::Generator& gene
   }
 }
 
-void make_virtual_groups(const ExpertCounts& counts, const DecoderLayer& dense, at::Generator& generator,
+void make_virtual_groups(const UpcycleCounts& counts, const DecoderLayer& dense, at::Generator& generator,
                          DecoderLayer& layer) {
   const auto S = counts.num_shards, F = dense.experts.gate_FD[0].size(0) / S;
   // The rows of one copy's shards are the same row, so their logits tie and the top K picks whole copies.
@@ -85,7 +85,7 @@ void make_virtual_groups(const ExpertCounts& counts, const DecoderLayer& dense, 
 
 // Routed W_down of group g: a block of W_down's singular directions, scaled to rho times its norm. The groups get the
 // blocks in descending order of singular value.
-void make_spri(const ExpertCounts& counts, const DecoderLayer& dense, at::Generator& generator, DecoderLayer& layer) {
+void make_spri(const UpcycleCounts& counts, const DecoderLayer& dense, at::Generator& generator, DecoderLayer& layer) {
   const at::Tensor& down_DF = dense.experts.down_DF[0];
   const auto [U, s, Vh] = at::linalg_svd(down_DF, /*full_matrices=*/false);
   const std::int64_t num_groups = counts.num_experts / counts.num_experts_per_tok, rank = s.size(0);
@@ -109,7 +109,7 @@ void make_spri(const ExpertCounts& counts, const DecoderLayer& dense, at::Genera
 
 }  // namespace
 
-void make_experts(const UpcycleConfig& config, const ExpertCounts& counts, const DecoderLayer& dense,
+void make_experts(const UpcycleConfig& config, const UpcycleCounts& counts, const DecoderLayer& dense,
                   at::Generator& generator, DecoderLayer& layer) {
   if (config.method == UpcycleMethod::kVirtualGroup) return make_virtual_groups(counts, dense, generator, layer);
   if (config.method == UpcycleMethod::kSpri) return make_spri(counts, dense, generator, layer);

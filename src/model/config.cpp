@@ -21,6 +21,7 @@ void refuse_unsupported(ConfigKeys& keys) {
   };
   refuse_unless("attention_bias", false, "this family has no biases in attention");
   refuse_unless("mlp_bias", false, "this family has no biases in the feed-forward layers");
+  refuse_unless("router_bias", false, "this family's router has no bias; 'model_type' 'dagmoe' has one");
   refuse_unless("partial_rotary_factor", 1.0, "rotating a part of each head is not supported");
   if (keys.peek("quantization_config") != nullptr) {
     keys.problem("quantization_config", "quantized weights are not supported; use the unquantized model");
@@ -124,6 +125,7 @@ void add_experts(const ModelConfig& config, const std::string& layer, TensorShap
   const MoeConfig& moe = *config.moe;
   const std::int64_t D = config.hidden_size;
   shapes.push_back({layer + "mlp.gate.weight", {moe.num_experts, D}});
+  if (moe.router_bias) shapes.push_back({layer + "mlp.gate.e_score_correction_bias", {moe.num_experts}});
   for (std::int64_t e = 0; e < moe.num_experts; ++e) {
     add_swiglu(str(layer, "mlp.experts.", e, "."), moe.moe_intermediate_size, D, /*has_bias=*/false, shapes);
   }

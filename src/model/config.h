@@ -47,6 +47,8 @@ struct MoeConfig {
   RouterScore router_score = RouterScore::kSoftmax;
   bool norm_topk_prob = true;  ///< divide the K chosen scores by their sum
   double routed_scaling_factor = 1.0;
+  /// The K experts are those of the largest score + bias; the bias enters no weight (arXiv:2408.15664). dagmoe only.
+  bool router_bias = false;
   /// Above 0: experts lie in n_group groups, and only those of the topk_group groups with the best expert can be
   /// chosen.
   std::int64_t n_group = 0, topk_group = 0;

@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "kernels/ops.h"
+#include "model/neftune.h"
 
 namespace dagmoe {
 namespace {
@@ -130,6 +131,7 @@ class ParameterList {
 
   void add_moe(const std::string& prefix, DecoderLayer& layer) {
     add(prefix + "gate.weight", layer.router_ED);
+    add_if(config_.moe->router_bias, prefix + "gate.e_score_correction_bias", layer.router_bias_E);
     for (std::size_t e = 0; e < layer.experts.gate_FD.size(); ++e) {
       add_expert(str(prefix, "experts.", e, "."), layer.experts, e);
     }
@@ -144,6 +146,13 @@ class ParameterList {
       add(step + "node_proj.weight", layer.dag[l].node_G2G);
       add(step + "up_proj.weight", layer.dag[l].up_DG);
     }
+  }
+
+  void add_layer(const std::string& prefix, DecoderLayer& layer) {
+    add(prefix + "input_layernorm.weight", layer.input_norm_D);
+    add_attention(prefix + "self_attn.", layer.attention);
+    add(prefix + "post_attention_layernorm.weight", layer.post_attention_norm_D);
+    layer.is_moe ? add_moe(prefix + "mlp.", layer) : add_dense(prefix + "mlp.", layer);
   }
 
   std::vector<NamedTensor> named;
@@ -169,14 +178,7 @@ class ParameterList {
 std::vector<NamedTensor> Decoder::parameters() {
   ParameterList list(config);
   list.add("model.embed_tokens.weight", embed_tokens_VD);
-  for (std::size_t n = 0; n < layers.size(); ++n) {
-    DecoderLayer& layer = layers[n];
-    const std::string prefix = str("model.layers.", n, ".");
-    list.add(prefix + "input_layernorm.weight", layer.input_norm_D);
-    list.add_attention(prefix + "self_attn.", layer.attention);
-    list.add(prefix + "post_attention_layernorm.weight", layer.post_attention_norm_D);
-    layer.is_moe ? list.add_moe(prefix + "mlp.", layer) : list.add_dense(prefix + "mlp.", layer);
-  }
+  for (std::size_t n = 0; n < layers.size(); ++n) list.add_layer(str("model.layers.", n, "."), layers[n]);
   list.add("model.norm.weight", norm_D);
   if (!config.tie_word_embeddings) list.add("lm_head.weight", lm_head_VD);
   return std::move(list.named);
@@ -186,44 +188,80 @@ RopeTables Decoder::rope_tables_at(const at::Tensor& position_ids_T) const {
   return rope_tables(config, position_ids_T, statistics_dtype(compute_dtype));
 }
 
-at::Tensor Decoder::feed_forward(std::int64_t layer_index, const at::Tensor& hidden_TD, std::vector<Routing>* routing,
-                                 const ForwardOptions& options) const {
+at::Tensor Decoder::embed(const ModelInput& input, const ForwardOptions& options) const {
+  const at::Tensor embedded_TD = at::embedding(embed_tokens_VD, input.input_ids_T);
+  if (options.neftune_alpha == 0.0) return cast(embedded_TD, compute_dtype);
+  const at::Tensor noise_TD = neftune_noise(input.segment_offsets, config.hidden_size, options.neftune_alpha,
+                                            options.noise_seed, options.first_sequence);
+  // Added in float, so that bfloat16 rounds once.
+  const auto dtype = statistics_dtype(compute_dtype);
+  return cast(cast(embedded_TD, dtype) + noise_TD.to(embedded_TD.device(), dtype), compute_dtype);
+}
+
+LayerOutput Decoder::feed_forward(std::int64_t layer_index, const at::Tensor& hidden_TD,
+                                  const at::Tensor& expert_ids_TK, const ForwardOptions& options) const {
   const DecoderLayer& layer = layers[static_cast<std::size_t>(layer_index)];
   const at::Tensor x_TD = rms_norm(hidden_TD, layer.post_attention_norm_D, config.rms_norm_eps);
-  if (!layer.is_moe) return hidden_TD + dense_ffn(x_TD, layer);
+  if (!layer.is_moe) return {hidden_TD + dense_ffn(x_TD, layer), {}};
 
-  Routing routed = route(x_TD, layer.router_ED, *config.moe);
+  const Routing routed = route(x_TD, layer.router_ED, *config.moe, {layer.router_bias_E, expert_ids_TK});
   const RoutedRows rows = route_rows(routed.expert_ids_TK, config.moe->num_experts);
   const at::Tensor out_RD = expert_ffn(gather_routed(x_TD, rows), layer.experts, rows.counts_E);
   CombineInput input{hidden_TD, x_TD, ungather_routed(out_RD, rows), routed.weights_TK};
   if (options.on_combine) options.on_combine(layer_index, input, routed);
   at::Tensor next_TD = combine_experts(input, layer.dag, config.dag ? &*config.dag : nullptr, config.rms_norm_eps);
   if (!layer.shared_expert.gate_FD.empty()) next_TD = next_TD + shared_ffn(x_TD, layer);  // outside the DAG
-  if (routing != nullptr) routing->push_back(std::move(routed));
-  return next_TD;
+  return {next_TD, routed};
+}
+
+LayerOutput Decoder::run_layer(std::int64_t layer_index, const at::Tensor& hidden_TD, const Sequences& sequences,
+                               const at::Tensor& expert_ids_TK, const ForwardOptions& options) const {
+  const DecoderLayer& layer = layers[static_cast<std::size_t>(layer_index)];
+  const at::Tensor x_TD = rms_norm(hidden_TD, layer.input_norm_D, config.rms_norm_eps);
+  const QueryKeyValue qkv = project_qkv(layer.attention, config, x_TD, sequences.rope);
+  const at::Tensor attended_THd =
+      segment_attention(qkv.q_THd, qkv.k_THkd, qkv.v_THkd, sequences.segment_offsets, config.window_of(layer_index));
+  const at::Tensor next_TD = hidden_TD + project_output(layer.attention, config, attended_THd);
+  if (options.on_module) options.on_module(str("model.layers.", layer_index, ".self_attn"), next_TD);
+  LayerOutput output = feed_forward(layer_index, next_TD, expert_ids_TK, options);
+  if (options.on_module) options.on_module(str("model.layers.", layer_index, ".mlp"), output.hidden_TD);
+  return output;
+}
+
+LayerOutput Decoder::run_layer_recomputed(std::int64_t layer_index, const at::Tensor& hidden_TD,
+                                          const std::shared_ptr<const Sequences>& sequences,
+                                          const ForwardOptions& options) const {
+  RecomputedLayer recomputed;
+  recomputed.forward = [&](const at::Tensor& x_TD) { return run_layer(layer_index, x_TD, *sequences, {}, options); };
+  recomputed.forward_again = [this, layer_index, sequences](const at::Tensor& x_TD, const at::Tensor& expert_ids_TK) {
+    return run_layer(layer_index, x_TD, *sequences, expert_ids_TK, {});
+  };
+  DecoderLayer layer = layers[static_cast<std::size_t>(layer_index)];  // handles, because the list wants to change them
+  ParameterList list(config);
+  list.add_layer("", layer);
+  for (const auto& [name, tensor] : list.named) {
+    if (!tensor->requires_grad()) continue;
+    recomputed.trained.push_back(*tensor);
+    const bool is_behind_router = name.starts_with("mlp.") && !name.starts_with("mlp.gate.");
+    recomputed.router_trains = recomputed.router_trains || !is_behind_router;
+  }
+  return run_recomputed(recomputed, hidden_TD);
 }
 
 ModelOutput Decoder::forward(const ModelInput& input, const ForwardOptions& options) const {
-  const auto report = [&](const std::string& module, const at::Tensor& tensor) {
-    if (options.on_module) options.on_module(module, tensor);
-  };
-  const RopeTables rope = rope_tables_at(input.position_ids_T);
+  const auto sequences =
+      std::make_shared<const Sequences>(Sequences{rope_tables_at(input.position_ids_T), input.segment_offsets});
   ModelOutput output;
-  at::Tensor hidden_TD = cast(at::embedding(embed_tokens_VD, input.input_ids_T), compute_dtype);
-  report("model.embed_tokens", hidden_TD);
+  at::Tensor hidden_TD = embed(input, options);
+  if (options.on_module) options.on_module("model.embed_tokens", hidden_TD);
   for (std::int64_t n = 0; n < config.num_hidden_layers; ++n) {
-    const DecoderLayer& layer = layers[static_cast<std::size_t>(n)];
-    const at::Tensor x_TD = rms_norm(hidden_TD, layer.input_norm_D, config.rms_norm_eps);
-    const QueryKeyValue qkv = project_qkv(layer.attention, config, x_TD, rope);
-    const at::Tensor attended_THd =
-        segment_attention(qkv.q_THd, qkv.k_THkd, qkv.v_THkd, input.segment_offsets, config.window_of(n));
-    hidden_TD = hidden_TD + project_output(layer.attention, config, attended_THd);
-    report(str("model.layers.", n, ".self_attn"), hidden_TD);
-    hidden_TD = feed_forward(n, hidden_TD, &output.routing, options);
-    report(str("model.layers.", n, ".mlp"), hidden_TD);
+    LayerOutput layer = options.recompute ? run_layer_recomputed(n, hidden_TD, sequences, options)
+                                          : run_layer(n, hidden_TD, *sequences, {}, options);
+    hidden_TD = layer.hidden_TD;
+    if (layer.routing.logits_TE.defined()) output.routing.push_back(std::move(layer.routing));
   }
   output.hidden_TD = rms_norm(hidden_TD, norm_D, config.rms_norm_eps);
-  report("model.norm", output.hidden_TD);
+  if (options.on_module) options.on_module("model.norm", output.hidden_TD);
   return output;
 }
 
@@ -256,7 +294,7 @@ at::Tensor Decoder::forward_cached(const at::Tensor& input_ids_T, KvCache& cache
     const at::Tensor attended_nHd = past == 0 ? segment_attention(qkv.q_THd, keys, values, {0, n}, window)
                                               : cached_attention(qkv.q_THd, keys, values, past, window);
     hidden_TD = hidden_TD + project_output(layer.attention, config, attended_nHd);
-    hidden_TD = feed_forward(static_cast<std::int64_t>(i), hidden_TD, nullptr, {});
+    hidden_TD = feed_forward(static_cast<std::int64_t>(i), hidden_TD, {}, {}).hidden_TD;
   }
   cache.length = past + n;
   return rms_norm(hidden_TD, norm_D, config.rms_norm_eps);
@@ -281,7 +319,7 @@ void initialize(Decoder& model, std::uint64_t seed, bool only_dag) {
     at::Tensor value = at::empty(shapes[i].second, at::kFloat);
     if (name.ends_with("norm.weight")) {
       value.fill_(1.0);
-    } else if (name.ends_with(".bias")) {
+    } else if (name.ends_with(".bias") || name.ends_with("_bias")) {
       value.zero_();
     } else if (is_dag && name.ends_with("up_proj.weight")) {
       value.zero_();
@@ -297,5 +335,20 @@ void initialize(Decoder& model, std::uint64_t seed, bool only_dag) {
 void initialize_parameters(Decoder& model, std::uint64_t seed) { initialize(model, seed, /*only_dag=*/false); }
 
 void initialize_dag(Decoder& model, std::uint64_t seed) { initialize(model, seed, /*only_dag=*/true); }
+
+void update_router_bias(Decoder& model, const ExpertCounts& counts, double rate) {
+  std::size_t num_moe_layers = 0;
+  for (DecoderLayer& layer : model.layers) {
+    if (!layer.is_moe) continue;
+    const std::size_t n = num_moe_layers++;
+    if (!layer.router_bias_E.defined()) continue;
+    if (n >= counts.counts_LE.size()) break;
+    layer.router_bias_E = updated_router_bias(layer.router_bias_E, counts.counts_LE[n], rate);
+  }
+  if (num_moe_layers != counts.counts_LE.size()) {
+    throw InternalError(
+        str("router bias: counts of ", counts.counts_LE.size(), " layers for ", num_moe_layers, " with experts"));
+  }
+}
 
 }  // namespace dagmoe

@@ -12,6 +12,8 @@
 #include "model/attention.h"
 #include "model/combine.h"
 #include "model/config.h"
+#include "model/losses.h"
+#include "model/recompute.h"
 #include "model/router.h"
 
 namespace dagmoe {
@@ -29,6 +31,14 @@ struct ForwardOptions {
   std::function<void(const std::string& module, const at::Tensor& output_TD)> on_module = {};
   /// Gets what each MoE layer combines: to analyse the learned graph.
   std::function<void(std::int64_t layer, const CombineInput& input, const Routing& routing)> on_combine = {};
+  /// Of each layer only the input and the expert ids are kept; the backward pass runs it again, with the same experts.
+  /// The decoder must then outlive the backward pass. The functions above are called in the forward pass alone.
+  bool recompute = false;
+  /// Above 0: noise on the embeddings (neftune.h), a function of `noise_seed` and of each sequence's number in the
+  /// step; that of the batch's first is `first_sequence`.
+  double neftune_alpha = 0.0;
+  std::uint64_t noise_seed = 0;
+  std::int64_t first_sequence = 0;
 };
 
 struct ModelOutput {
@@ -64,7 +74,8 @@ struct DecoderLayer {
   at::Tensor gate_bias_F, up_bias_F, down_bias_D;
   bool is_moe = false;
   at::Tensor router_ED;
-  Experts shared_expert;  ///< none or one
+  at::Tensor router_bias_E;  ///< float, never trained by gradient; undefined without MoeConfig::router_bias
+  Experts shared_expert;     ///< none or one
   at::Tensor shared_gate_1D;
   std::vector<DagStep> dag;  ///< empty: plain weighted sum
 };
@@ -97,10 +108,27 @@ class Decoder {
   at::Tensor output_weight() const;
 
  private:
+  /// What every layer of a forward pass shares. The tables are small: two numbers for each token and pair of a head.
+  struct Sequences {
+    RopeTables rope;
+    std::vector<std::int64_t> segment_offsets;
+  };
+
   RopeTables rope_tables_at(const at::Tensor& position_ids_T) const;
-  at::Tensor feed_forward(std::int64_t layer_index, const at::Tensor& hidden_TD, std::vector<Routing>* routing,
-                          const ForwardOptions& options) const;
+  at::Tensor embed(const ModelInput& input, const ForwardOptions& options) const;
+  /// `expert_ids_TK` undefined: the router chooses.
+  LayerOutput run_layer(std::int64_t layer_index, const at::Tensor& hidden_TD, const Sequences& sequences,
+                        const at::Tensor& expert_ids_TK, const ForwardOptions& options) const;
+  LayerOutput run_layer_recomputed(std::int64_t layer_index, const at::Tensor& hidden_TD,
+                                   const std::shared_ptr<const Sequences>& sequences,
+                                   const ForwardOptions& options) const;
+  LayerOutput feed_forward(std::int64_t layer_index, const at::Tensor& hidden_TD, const at::Tensor& expert_ids_TK,
+                           const ForwardOptions& options) const;
 };
+
+/// One step of balancing without a loss for every layer that has a router bias (router.h). `counts` are those of the
+/// optimizer step. Throws InternalError when they are of another number of layers.
+void update_router_bias(Decoder& model, const ExpertCounts& counts, double rate);
 
 /// Random weights: N(0, initializer_range^2) for matrices, ones for norms, zero for every DAG up_proj (method.md 1.1).
 void initialize_parameters(Decoder& model, std::uint64_t seed);

@@ -13,6 +13,7 @@ namespace {
 bool contains(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
 
 bool matches(std::string_view pattern, std::string_view name) {
+  if (parameter_group(name) == "router_bias") return false;  // a buffer: no gradient ever reaches it
   return pattern == "full" || parameter_group(name) == pattern || glob_match(pattern, name);
 }
 
@@ -51,6 +52,7 @@ std::string no_match(const TrainableRule& rule, bool matched_elsewhere) {
 
 std::string parameter_group(std::string_view name) {
   if (contains(name, ".mlp.dag.")) return "dag";
+  if (name.ends_with(".e_score_correction_bias")) return "router_bias";
   if (contains(name, ".mlp.gate.")) return "router";
   if (contains(name, ".mlp.experts.")) return "experts";
   if (contains(name, ".mlp.shared_expert")) return "shared_experts";

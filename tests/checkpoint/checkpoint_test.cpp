@@ -1,5 +1,7 @@
 #include "checkpoint/checkpoint.h"
 
+#include <algorithm>
+
 #include "base/error.h"
 #include "tests/support/catch.h"
 #include "tests/support/compare.h"
@@ -92,6 +94,87 @@ TEST_CASE("checkpoint: what is saved loads to the same bits", "[checkpoint]") {
   // bfloat16 compute must not leak into frozen weights: the files are the same, byte for byte.
   REQUIRE(read_text(folder / "saved" / "model.safetensors") == read_text(folder / "model" / "model.safetensors"));
   REQUIRE(read_text(folder / "saved" / "tokenizer.json") == read_text(folder / "model" / "tokenizer.json"));
+}
+
+TEST_CASE("checkpoint: a router bias is added as zeros and changes no bit of the forward pass", "[checkpoint]") {
+  for (const char* name :
+       {"dagmoe_mixtral", "dagmoe_mixtral_sigmoid", "dagmoe_qwen2_moe", "dagmoe_deepseek_v2_groups"}) {
+    INFO(name);
+    const Checkpoint source = Checkpoint::open(golden(name));
+    const Decoder plain = load_decoder(source, {}), biased = load_decoder(source, {.add_router_bias = true});
+    REQUIRE(biased.config.moe->router_bias);
+    REQUIRE(biased.layers.back().router_bias_E.count_nonzero().item<std::int64_t>() == 0);
+    const ModelInput input = packed_input(at::arange(20), {13, 7});
+    const ModelOutput a = plain.forward(input), b = biased.forward(input);
+    REQUIRE(at::equal(a.hidden_TD, b.hidden_TD));
+    for (std::size_t n = 0; n < a.routing.size(); ++n)
+      REQUIRE(at::equal(a.routing[n].expert_ids_TK, b.routing[n].expert_ids_TK));
+  }
+  // A DAG and a bias at once make a dagmoe of a Mixtral.
+  const Decoder both =
+      load_decoder(Checkpoint::open(golden("families/mixtral")),
+                   {.add_dag = DagConfig{.num_iterations = 1, .node_size = 4}, .add_router_bias = true});
+  REQUIRE(both.layers[0].router_bias_E.defined());
+}
+
+TEST_CASE("checkpoint: a model without a place for a router bias is refused", "[checkpoint]") {
+  REQUIRE_THROWS_AS(load_decoder(Checkpoint::open(golden("families/mixtral")), {.add_router_bias = true}), ConfigError);
+  REQUIRE_THROWS_WITH(load_decoder(Checkpoint::open(golden("families/mixtral")), {.add_router_bias = true}),
+                      Catch::Contains("is of model_type 'mixtral', which has no router bias; expected dagmoe: add "
+                                      "model.dag, or set the rate to 0"));
+  REQUIRE_THROWS_WITH(load_decoder(Checkpoint::open(golden("families/qwen2")), {.add_router_bias = true}),
+                      Catch::Contains("is of model_type 'qwen2'") && Catch::Contains("after dagmoe upcycle"));
+}
+
+TEST_CASE("checkpoint: a router bias that changed is saved in float, whatever is trained and computed in",
+          "[checkpoint]") {
+  const TemporaryFolder folder;
+  for (const char* name : {"dagmoe_mixtral", "dagmoe_mixtral_bias", "dagmoe_olmoe"}) {
+    for (const bool trains : {false, true}) {
+      INFO(name << ", all the rest trains: " << trains);
+      const Checkpoint source = Checkpoint::open(golden(name));
+      Decoder model = load_decoder(source, {.compute_dtype = at::kBFloat16,
+                                            .is_trainable = [&](const std::string&) { return trains; },
+                                            .add_router_bias = true});
+      const std::int64_t E = model.config.moe->num_experts;
+      ExpertCounts counts;
+      for (const DecoderLayer& layer : model.layers) {
+        REQUIRE_FALSE(layer.router_bias_E.requires_grad());
+        REQUIRE(layer.router_bias_E.scalar_type() == at::kFloat);
+        counts.counts_LE.emplace_back(static_cast<std::size_t>(E), 0).back() = 10;
+      }
+      update_router_bias(model, counts, 1e-3);
+      const std::filesystem::path saved = folder / (std::string(name) + (trains ? "_trained" : ""));
+      std::filesystem::create_directories(saved);
+      save_model(saved, model, source);
+      const Checkpoint again = Checkpoint::open(saved);
+      REQUIRE(again.config().moe->router_bias);
+      const Decoder loaded = load_decoder(again, {});
+      for (std::size_t n = 0; n < model.layers.size(); ++n)
+        REQUIRE(at::equal(loaded.layers[n].router_bias_E, model.layers[n].router_bias_E));
+      std::int64_t num_biases = 0;
+      for (const TensorInfo* info : again.tensors()) {
+        if (info->name.ends_with(".gate.e_score_correction_bias")) {
+          ++num_biases;
+          REQUIRE(info->dtype == DType::kF32);
+        } else if (!trains) {
+          REQUIRE(std::ranges::equal(again.bytes(info->name), source.bytes(info->name)));
+        }
+      }
+      REQUIRE(num_biases == static_cast<std::int64_t>(model.layers.size()));
+    }
+  }
+}
+
+TEST_CASE("checkpoint: an unchanged router bias saves to the same bytes", "[checkpoint]") {
+  const TemporaryFolder folder;
+  const Checkpoint source = Checkpoint::open(golden("dagmoe_mixtral_bias"));
+  Decoder model = load_decoder(source, {.compute_dtype = at::kBFloat16});
+  save_model(folder.path(), model, source);
+  const Checkpoint again = Checkpoint::open(folder.path());
+  for (const TensorInfo* info : source.tensors())
+    REQUIRE(std::ranges::equal(again.bytes(info->name), source.bytes(info->name)));
+  REQUIRE(read_text(folder / "config.json") == read_text(golden("dagmoe_mixtral_bias") / "config.json"));
 }
 
 TEST_CASE("checkpoint: a config that asks for millions of tensors is refused before they are listed", "[checkpoint]") {

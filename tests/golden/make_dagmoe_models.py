@@ -1,7 +1,7 @@
 """Tiny random DAG-MoE models of every base family, computed by the modeling file that `export` ships.
 
-usage: make_dagmoe_models.py OUT_DIR
-OUT_DIR gets dagmoe_NAME/ for each entry of MODELS, with config.json, model.safetensors (one tensor per expert) and
+usage: make_dagmoe_models.py OUT_DIR [NAME...]
+OUT_DIR gets dagmoe_NAME/ for each entry of MODELS (or those named), with config.json, model.safetensors (one tensor per expert) and
 expected.safetensors:
 ids_a [11], ids_b [5], ids_c [1], logits_X [..,V]   three rows, each run on its own
 loss []                                             mean cross entropy of row a, logits at t against the id at t+1
@@ -33,7 +33,12 @@ from transformers.models.mixtral.modeling_mixtral import load_balancing_loss_fun
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../../src/checkpoint"))
 from remote_code.configuration_dagmoe import BASE_CONFIGS, DagMoeConfig  # noqa: E402
-from remote_code.modeling_dagmoe import DagMoeForCausalLM, choose_experts, combine_experts  # noqa: E402
+from remote_code.modeling_dagmoe import (  # noqa: E402
+    DagMoeForCausalLM,
+    choose_experts,
+    combine_experts,
+    ranking_of,
+)
 
 torch.set_num_threads(1)
 logging.disable_progress_bar()
@@ -77,6 +82,16 @@ MODELS = {
         norm_topk_prob=False,
         routed_scaling_factor=1.5,
         tie_word_embeddings=True,
+    ),
+    # A bias for choosing experts, trained without a gradient.
+    "mixtral_bias": dict(
+        base_model_type="mixtral",
+        dag=dict(num_iterations=1, node_size=4),
+        num_local_experts=5,
+        num_experts_per_tok=2,
+        intermediate_size=6,
+        scoring_func="sigmoid",
+        router_bias=True,
     ),
     # What upcycling by SPRI makes of a Llama: the dense network as a shared expert without a gate.
     "mixtral_shared": dict(
@@ -326,14 +341,18 @@ def expected_of(model, rows, prompt):
     loss.backward()
     for name, p in model.named_parameters():
         res["grad." + name] = torch.zeros_like(p) if p.grad is None else p.grad.clone()
-    for m, logits in enumerate(a.router_logits):
+    for m, (logits, bias) in enumerate(zip(a.router_logits, model.model.router_biases())):
+        if bias is not None:
+            chosen = choose_experts(logits, model.config, bias).sort(-1).values
+            unbiased = choose_experts(logits, model.config).sort(-1).values
+            assert not torch.equal(chosen, unbiased), "the bias changes no choice"
         # Groups are chosen by their best expert, which may lie anywhere in the order.
-        ordered = logits.sort(-1, descending=True).values
+        ordered = ranking_of(logits, model.config, bias).sort(-1, descending=True).values
         k = model.config.num_experts_per_tok
         decisive = ordered if getattr(model.config, "n_group", None) else ordered[:, : k + 1]
         assert decisive.diff(dim=-1).abs().min() > 1e-3, "a routing decision is too close"
         res[f"router_logits_a.{m}"] = logits
-        res[f"experts_a.{m}"] = choose_experts(logits, model.config)
+        res[f"experts_a.{m}"] = choose_experts(logits, model.config, bias)
     res.update(loss=loss, aux_loss=a.aux_loss, prompt=prompt, greedy=greedy_loop(model, prompt, 8))
     return {k: (v.int() if v.dtype == torch.int64 else v.detach()).contiguous() for k, v in res.items()}
 
@@ -341,6 +360,9 @@ def expected_of(model, rows, prompt):
 def make(out, name, settings, seed):
     model = DagMoeForCausalLM(DagMoeConfig(**{**COMMON, **settings}))
     gen = torch.Generator().manual_seed(seed)
+    for bias in model.model.router_biases():
+        if bias is not None:
+            bias.copy_(0.1 * torch.randn(bias.shape, generator=gen))
     for n, p in sorted(model.named_parameters()):
         r = torch.randn(p.shape, generator=gen)
         p.data.copy_(1 + 0.1 * r if "norm" in n else 0.25 * r if ".mlp.dag." in n else 0.2 * r)
@@ -353,7 +375,9 @@ def make(out, name, settings, seed):
     shutil.rmtree(folder, ignore_errors=True)
     model.save_pretrained(folder)
     disk = load_file(os.path.join(folder, "model.safetensors"))
-    assert set(disk) == {k[len("grad.") :] for k in expected if k.startswith("grad.")}
+    biases = {k for k in disk if k.endswith(".e_score_correction_bias")}
+    assert len(biases) == sum(b is not None for b in model.model.router_biases())
+    assert set(disk) - biases == {k[len("grad.") :] for k in expected if k.startswith("grad.")}
     again, info = DagMoeForCausalLM.from_pretrained(folder, attn_implementation="eager", output_loading_info=True)
     assert not any(info[k] for k in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
     assert all(torch.equal(again.state_dict()[n], p) for n, p in model.state_dict().items())
@@ -379,4 +403,6 @@ def make(out, name, settings, seed):
 
 
 for model_name, model_settings in MODELS.items():
+    if sys.argv[2:] and model_name not in sys.argv[2:]:
+        continue
     make(sys.argv[1], model_name, model_settings, seed=0)  # under which no routing or greedy decision is close

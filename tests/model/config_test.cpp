@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "base/error.h"
+#include "model/parameter_count.h"
 #include "tests/support/catch.h"
 
 using namespace dagmoe;
@@ -344,6 +345,21 @@ TEST_CASE("config: problems within dag are reported with their place", "[model]"
 TEST_CASE("config: a misspelt router setting is refused with the nearest name", "[model]") {
   CHECK(problems_of(with(dagmoe_json(), "scoring_func", "softmx")) ==
         "config.json: 'scoring_func': found 'softmx', expected one of softmax, sigmoid; did you mean 'softmax'?");
+}
+
+TEST_CASE("config: only a dagmoe has a router bias, a vector of each router", "[model]") {
+  const ModelConfig config = parse_model_config(with(dagmoe_json(), "router_bias", true), "x");
+  CHECK(config.moe->router_bias);
+  CHECK(model_config_json(config)["router_bias"] == true);
+  CHECK_FALSE(model_config_json(parse_model_config(dagmoe_json(), "x")).contains("router_bias"));
+  const auto shapes = parameter_shapes(config);
+  const std::pair<std::string, std::vector<std::int64_t>> bias{"model.layers.1.mlp.gate.e_score_correction_bias", {4}};
+  CHECK(std::ranges::count(shapes, bias) == 1);
+  CHECK(num_parameter_tensors(config) == static_cast<std::int64_t>(shapes.size()));
+  CHECK(problems_of(with(mixtral_json(), "router_bias", true)) ==
+        "config.json: 'router_bias': found true: this family's router has no bias; 'model_type' 'dagmoe' has one");
+  CHECK(problems_of(with(dagmoe_json(), "router_bias", 1)) ==
+        "config.json: 'router_bias': found 1, expected true or false");
 }
 
 TEST_CASE("config: a dagmoe without dag is a plain mixture of experts", "[model]") {

@@ -1,8 +1,12 @@
 #include "model/decoder.h"
 
+#include <map>
+
+#include "base/error.h"
 #include "kernels/ops.h"
 #include "model/families.h"
 #include "model/losses.h"
+#include "model/neftune.h"
 #include "tests/support/catch.h"
 #include "tests/support/compare.h"
 #include "tests/support/tiny_model.h"
@@ -40,6 +44,10 @@ void check_family(const std::string& folder, double gradient_tolerance = 1e-4) {
   require_close(loss, golden_tensor(expected, "loss"), 1e-5, 1e-5);
   loss.backward();
   for (const auto& [name, tensor] : model.parameters()) {
+    if (name.ends_with(".e_score_correction_bias")) {  // no parameter there either
+      REQUIRE_FALSE(tensor->requires_grad());
+      continue;
+    }
     const std::string on_disk = "grad." + disk_name(model.config, name);
     INFO(on_disk);
     require_close(tensor->grad(), golden_tensor(expected, on_disk), 1e-5, gradient_tolerance);
@@ -73,8 +81,8 @@ TEST_CASE("decoder: so has a tiny Llama with a tied head", "[model]") { check_fa
 TEST_CASE("decoder: so has a tiny Mixtral", "[model]") { check_family("tiny_mixtral"); }
 
 TEST_CASE("decoder: a DAG-MoE of every base family has the logits and gradients of the remote code", "[model]") {
-  for (const char* name : {"mixtral", "mixtral_sigmoid", "mixtral_shared", "olmoe", "qwen2_moe", "qwen3_moe",
-                           "deepseek_v2", "deepseek_v2_groups"}) {
+  for (const char* name : {"mixtral", "mixtral_sigmoid", "mixtral_shared", "mixtral_bias", "olmoe", "qwen2_moe",
+                           "qwen3_moe", "deepseek_v2", "deepseek_v2_groups"}) {
     // The two sum messages and experts in another order, and the gradients below the DAG are sums that cancel.
     check_family(std::string("dagmoe_") + name, 1e-3);
   }
@@ -161,6 +169,77 @@ TEST_CASE("decoder: frozen parameters below the lowest trained one take no part 
     INFO(name);
     REQUIRE(tensor->grad().defined() == tensor->requires_grad());
   }
+}
+
+TEST_CASE("decoder: below the lowest trained layer there is no graph and nothing is kept", "[model]") {
+  ModelConfig config = tiny_config();
+  config.num_hidden_layers = 4;
+  Decoder model = tiny_model(config, at::kFloat);
+  using Storage = c10::weak_intrusive_ptr<c10::StorageImpl>;
+  for (const bool recompute : {false, true}) {
+    for (const auto& [name, tensor] : model.parameters())
+      tensor->set_requires_grad(name.find("layers.2.mlp.dag.") != std::string::npos);
+    std::map<std::string, bool> has_graph;
+    std::vector<Storage> below;  // streams that layer 2 does not read
+    const ModelOutput output =
+        model.forward(packed_input(some_ids(8), {8}), {.on_module =
+                                                           [&](const std::string& module, const at::Tensor& tensor) {
+                                                             has_graph[module] = tensor.requires_grad();
+                                                             if (module == "model.embed_tokens" ||
+                                                                 module.starts_with("model.layers.0.") ||
+                                                                 module == "model.layers.1.self_attn")
+                                                               below.push_back(tensor.storage().getWeakStorageImpl());
+                                                           },
+                                                       .recompute = recompute});
+    REQUIRE(output.hidden_TD.requires_grad());
+    for (const char* module : {"model.embed_tokens", "model.layers.0.mlp", "model.layers.1.self_attn",
+                               "model.layers.1.mlp", "model.layers.2.self_attn"}) {
+      INFO(module);
+      REQUIRE_FALSE(has_graph.at(module));
+    }
+    if (!recompute) REQUIRE(has_graph.at("model.layers.2.mlp"));
+    for (std::size_t n = 0; n < 4; ++n) REQUIRE(output.routing[n].logits_TE.requires_grad() == (n == 3));
+    REQUIRE(below.size() == 4);
+    for (const Storage& storage : below) REQUIRE(storage.expired());
+  }
+}
+
+TEST_CASE("decoder: the router biases follow the loads of their layers", "[model]") {
+  ModelConfig config = tiny_config();
+  config.num_hidden_layers = 3, config.moe->router_bias = true, config.moe->mlp_only_layers = {1};
+  Decoder model = tiny_model(config, at::kFloat);
+  for (const auto& [name, tensor] : model.parameters()) {
+    if (name.ends_with("_bias")) tensor->zero_();
+  }
+  update_router_bias(model, {.counts_LE = {{9, 1, 1, 1}, {3, 3, 4, 2}}, .num_tokens = 6}, 0.5);
+  require_equal(model.layers[0].router_bias_E, at::tensor({-0.5F, 0.5F, 0.5F, 0.5F}));
+  require_equal(model.layers[2].router_bias_E, at::tensor({0.0F, 0.0F, -0.5F, 0.5F}));
+  REQUIRE_THROWS_AS(update_router_bias(model, {.counts_LE = {{1, 1, 1, 1}}, .num_tokens = 2}, 0.5), InternalError);
+  // What the bias is for: the expert that all tokens chose loses them.
+  const ModelInput input = packed_input(some_ids(40), {40});
+  const auto largest_load = [&] { return expert_use(expert_counts(model.forward(input).routing, 4).counts_LE); };
+  const double before = largest_load().max_over_mean;
+  for (int step = 0; step < 200; ++step)
+    update_router_bias(model, expert_counts(model.forward(input).routing, 4), 0.005);
+  REQUIRE(largest_load().max_over_mean < before);
+  REQUIRE(largest_load().max_over_mean < 1.3);
+}
+
+TEST_CASE("decoder: NEFTune's noise is added to the embeddings when it is asked for", "[model]") {
+  const Decoder model = tiny_model(tiny_config(), at::kFloat);
+  const ModelInput input = packed_input(some_ids(12), {9, 3});
+  const auto embedded = [&](ForwardOptions options) {
+    at::Tensor result;
+    options.on_module = [&](const std::string& module, const at::Tensor& tensor) {
+      if (module == "model.embed_tokens") result = tensor;
+    };
+    static_cast<void>(model.forward(input, options));
+    return result;
+  };
+  const at::Tensor plain = embedded({});
+  require_equal(plain, at::embedding(model.embed_tokens_VD, input.input_ids_T));
+  const at::Tensor noisy = embedded({.neftune_alpha = 5.0, .noise_seed = 3, .first_sequence = 8});
+  require_equal(noisy, plain + neftune_noise(input.segment_offsets, 16, 5.0, 3, 8));
 }
 
 TEST_CASE("decoder: bfloat16 compute stays near float", "[model]") {

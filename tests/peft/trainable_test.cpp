@@ -65,6 +65,16 @@ TEST_CASE("trainable: a rule that matches nothing is an error with place and nea
                       Catch::Contains("'shared_experts' is a group without parameters in this model"));
 }
 
+TEST_CASE("trainable: no rule trains a router bias", "[peft]") {
+  const std::string bias = "model.layers.0.mlp.gate.e_score_correction_bias";
+  const std::vector<std::string> names{"model.layers.0.mlp.gate.weight", bias};
+  REQUIRE(parameter_group(bias) == "router_bias");
+  for (const char* pattern : {"full", "router", "*gate*"})
+    REQUIRE(select_trainable({{pattern, "a.yaml:8:12"}}, names) == std::vector<bool>{true, false});
+  for (const char* pattern : {"router_bias", "*_bias"})
+    REQUIRE_THROWS_WITH(select_trainable({{pattern, "a.yaml:8:12"}}, names), Catch::Contains("matches no parameter"));
+}
+
 TEST_CASE("trainable: a policy that freezes everything is an error", "[peft]") {
   REQUIRE_THROWS_AS(chosen({"dag", "!full"}), ConfigError);
 }

@@ -9,6 +9,8 @@ config.json holds the keys of the base family as that family spells them, and
     "scoring_func": "softmax" | "sigmoid"     the router, where it differs from the base family's:
     "norm_topk_prob": true | false            divide the K chosen scores by their sum
     "routed_scaling_factor": 1.0              multiplies them after that
+    "router_bias": false | true               the K experts are those of the largest score + bias; the bias [E], which
+                                              is trained without a gradient (arXiv:2408.15664), enters no weight
     "shared_expert_intermediate_size": F, "shared_expert_gate": true | false
                                               an expert that every token passes, where the base family's differs
 """
@@ -71,6 +73,7 @@ class DagMoeConfig(PreTrainedConfig):
         scoring_func="softmax",
         norm_topk_prob=None,
         routed_scaling_factor=1.0,
+        router_bias=False,
         router_aux_loss_coef=None,
         shared_expert_intermediate_size=None,
         shared_expert_gate=None,
@@ -98,6 +101,7 @@ class DagMoeConfig(PreTrainedConfig):
             getattr(base_class, "norm_topk_prob", True) if norm_topk_prob is None else norm_topk_prob
         )
         self.routed_scaling_factor = routed_scaling_factor
+        self.router_bias = router_bias
         self.router_aux_loss_coef = (
             getattr(base_class, "router_aux_loss_coef", 0.0) if router_aux_loss_coef is None else router_aux_loss_coef
         )

@@ -11,6 +11,7 @@ Tensors end in letters that say their shape: B sequences, S positions of each, T
 K experts chosen per token, R = T K routed rows, G node size of the DAG, N rows of all layers that have experts.
 """
 
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -126,9 +127,12 @@ FAMILIES = {
 class Router(nn.Module):
     """Logits [T, E]. They, the scores and the combine weights are float32 whatever the activations are."""
 
-    def __init__(self, hidden_size, num_experts):
+    def __init__(self, hidden_size, num_experts, has_bias):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(num_experts, hidden_size))
+        # Added to the scores where experts are chosen, nowhere else (arXiv:2408.15664). No gradient reaches it.
+        bias_E = torch.zeros(num_experts, dtype=torch.float32) if has_bias else None
+        self.register_buffer("e_score_correction_bias", bias_E)
 
     def forward(self, x_TD):
         with torch.autocast(x_TD.device.type, enabled=False):
@@ -141,43 +145,57 @@ def top_k(scores, k):
     return scores.sort(dim=-1, descending=True, stable=True).indices[:, :k]
 
 
-def eligible_experts(logits_TE, config):
-    """Mask [T, E] of the experts that may be chosen. DeepSeek-V2 can restrict each token to the topk_group groups whose
-    best experts score highest; everywhere else all experts are eligible."""
+def scores_of(logits_TE, config):
+    return logits_TE.softmax(-1) if config.scoring_func == "softmax" else logits_TE.sigmoid()
+
+
+def ranking_of(logits_TE, config, bias_E):
+    """What experts are chosen by: logits, which order as scores do but which rounding does not merge; or scores plus
+    the router's bias, where it has one."""
+    has_effect = bias_E is not None and bool(bias_E.any())
+    return scores_of(logits_TE, config) + bias_E if has_effect else logits_TE
+
+
+def eligible_experts(ranking_TE, config):
+    """Mask [T, E] of the experts that may be chosen. DeepSeek-V3 can restrict each token to the topk_group groups whose
+    best experts rank highest; everywhere else all experts are eligible."""
     if getattr(config, "topk_method", "greedy") != "group_limited_greedy":
-        return torch.ones_like(logits_TE, dtype=torch.bool)
-    group_size = logits_TE.shape[1] // config.n_group
-    best_of_group = logits_TE.unflatten(1, (config.n_group, group_size)).amax(-1)
+        return torch.ones_like(ranking_TE, dtype=torch.bool)
+    group_size = ranking_TE.shape[1] // config.n_group
+    best_of_group = ranking_TE.unflatten(1, (config.n_group, group_size)).amax(-1)
     groups = top_k(best_of_group, config.topk_group)
     is_kept = torch.zeros_like(best_of_group, dtype=torch.bool).scatter(1, groups, True)
     return is_kept.repeat_interleave(group_size, dim=1)
 
 
-def choose_experts(logits_TE, config):
-    """Indices [T, K] of the chosen experts. Scores order as logits do, but rounding in the score function can merge two
-    logits, so the logits decide."""
-    eligible_TE = eligible_experts(logits_TE, config)
-    return top_k(logits_TE.masked_fill(~eligible_TE, float("-inf")), config.num_experts_per_tok)
+def choose_experts(logits_TE, config, bias_E=None):
+    """Indices [T, K] of the chosen experts, best first; of equal sums of score and bias the larger logit first."""
+    ranking_TE = ranking_of(logits_TE, config, bias_E)
+    eligible_TE = eligible_experts(ranking_TE, config)
+    by_logit_TE = top_k(logits_TE, logits_TE.shape[1])
+    ranking_TE = ranking_TE.masked_fill(~eligible_TE, float("-inf")).gather(1, by_logit_TE)
+    return by_logit_TE.gather(1, top_k(ranking_TE, config.num_experts_per_tok))
 
 
-def combine_weights(logits_TE, expert_ids_TK, config):
-    """g_k of equation (6): the scores of the chosen experts, by the convention of the base family."""
-    scores_TE = logits_TE.softmax(-1) if config.scoring_func == "softmax" else logits_TE.sigmoid()
-    scores_TE = scores_TE.masked_fill(~eligible_experts(logits_TE, config), 0.0)
-    weights_TK = scores_TE.gather(1, expert_ids_TK)
+def combine_weights(logits_TE, expert_ids_TK, config, bias_E=None):
+    """g_k of equation (6): the scores of the chosen experts, by the convention of the base family, without the bias."""
+    eligible_TE = eligible_experts(ranking_of(logits_TE, config, bias_E), config)
+    weights_TK = scores_of(logits_TE, config).masked_fill(~eligible_TE, 0.0).gather(1, expert_ids_TK)
     if config.norm_topk_prob:
         weights_TK = weights_TK / weights_TK.sum(-1, keepdim=True)
     return weights_TK * config.routed_scaling_factor
 
 
-def load_balancing_loss(router_logits, config, attention_mask=None):
+def load_balancing_loss(router_logits, config, attention_mask=None, biases=None):
     """E sum_e f_e P_e as transformers defines it: over the N rows of all layers together, padding left out, f_e is the
     assignments to e per row and P_e the mean probability of e. Balanced routing gives K. Sigmoid scores are first
-    divided by their sum over the experts."""
-    logits_NE = torch.cat([logits_TE.to(router_logits[0].device) for logits_TE in router_logits])
-    p_NE = logits_NE.softmax(-1) if config.scoring_func == "softmax" else logits_NE.sigmoid()
+    divided by their sum over the experts. `biases`: those of the layers' routers, if they have any."""
+    device = router_logits[0].device
+    biases = [None] * len(router_logits) if biases is None else biases
+    ids_NK = torch.cat([choose_experts(*pair).to(device) for pair in zip(router_logits, repeat(config), biases)])
+    p_NE = scores_of(torch.cat([logits_TE.to(device) for logits_TE in router_logits]), config)
     p_NE = p_NE / p_NE.sum(-1, keepdim=True)
-    chosen_NE = torch.zeros_like(p_NE).scatter(1, choose_experts(logits_NE, config), 1.0)
+    chosen_NE = torch.zeros_like(p_NE).scatter(1, ids_NK, 1.0)
     counts_N1 = torch.ones_like(p_NE[:, :1])
     if attention_mask is not None:
         S = router_logits[0].shape[0] // attention_mask.shape[0]  # the mask also covers tokens that are in the cache
@@ -194,7 +212,7 @@ class Mixture(nn.Module):
         super().__init__()
         self.config = config
         num_experts, intermediate_size = config.experts_in_layer()
-        self.gate = Router(config.hidden_size, num_experts)
+        self.gate = Router(config.hidden_size, num_experts, config.router_bias)
         self.experts = nn.ModuleList(family.expert(config.hidden_size, intermediate_size) for _ in range(num_experts))
         self.shared = family.shared if config.shared_expert_width() > 0 else None
         if self.shared is not None:
@@ -204,9 +222,9 @@ class Mixture(nn.Module):
 
     def forward(self, x_TD):
         """g_k E_k(x) of the chosen experts [T, K, D], and the router's logits [T, E]."""
-        logits_TE = self.gate(x_TD)
-        expert_ids_TK = choose_experts(logits_TE, self.config)
-        weights_TK = combine_weights(logits_TE, expert_ids_TK, self.config).to(x_TD.dtype)
+        logits_TE, bias_E = self.gate(x_TD), self.gate.e_score_correction_bias
+        expert_ids_TK = choose_experts(logits_TE, self.config, bias_E)
+        weights_TK = combine_weights(logits_TE, expert_ids_TK, self.config, bias_E).to(x_TD.dtype)
         return weights_TK[..., None] * run_experts(self.experts, x_TD, expert_ids_TK), logits_TE
 
     def add_shared(self, out_TD, x_TD):
@@ -329,12 +347,15 @@ class DagMoePreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flex_attn = True
     _supports_attention_backend = True
+    _keep_in_fp32_modules_strict = ["e_score_correction_bias"]
 
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
         if isinstance(module, Router):
             init.normal_(module.weight, std=self.config.initializer_range)
+            if module.e_score_correction_bias is not None:
+                init.zeros_(module.e_score_correction_bias)
         elif isinstance(module, ZeroInitLinear):
             init.zeros_(module.weight)
 
@@ -350,6 +371,11 @@ class DagMoeModel(DagMoePreTrainedModel):
         self.rotary_emb = family.rotary(config)
         self.gradient_checkpointing = False
         self.post_init()
+
+    def router_biases(self):
+        """The bias [E], or None, of each layer that has experts."""
+        moe_layers = [layer for layer in self.layers if layer.is_moe]
+        return [getattr(layer, layer.family.mixture).gate.e_score_correction_bias for layer in moe_layers]
 
     @can_return_tuple
     def forward(
@@ -463,7 +489,9 @@ class DagMoeForCausalLM(DagMoePreTrainedModel, GenerationMixin):
         if labels is not None:
             loss = self.loss_function(logits=logits, labels=labels, vocab_size=self.vocab_size, **kwargs)
         if output_router_logits:
-            aux_loss = load_balancing_loss(outputs.router_logits, self.config, attention_mask)
+            aux_loss = load_balancing_loss(
+                outputs.router_logits, self.config, attention_mask, self.model.router_biases()
+            )
             if labels is not None:
                 loss = loss + self.config.router_aux_loss_coef * aux_loss.to(loss.device)
         return MoeCausalLMOutputWithPast(

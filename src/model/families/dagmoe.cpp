@@ -3,6 +3,7 @@
 //   "dag"                 {"num_iterations", "node_size", "node_residual": hidden_state | normed_input | none,
 //                         "norm": layer_norm | rms_norm, "activation": "silu"}; absent: the weighted sum
 //   "scoring_func" (softmax | sigmoid), "norm_topk_prob", "routed_scaling_factor"
+//   "router_bias"         true: each router has a bias for choosing experts, `mlp.gate.e_score_correction_bias`
 //   "shared_expert_intermediate_size", "shared_expert_gate"     where they differ from the base family's
 #include "base/error.h"
 #include "base/text.h"
@@ -45,6 +46,7 @@ void read_router(ConfigKeys& keys, MoeConfig& moe) {
   keys.choice("scoring_func", moe.router_score, kRouterScores);
   keys.boolean("norm_topk_prob", moe.norm_topk_prob);
   keys.number("routed_scaling_factor", moe.routed_scaling_factor, 0.0);
+  keys.boolean("router_bias", moe.router_bias);
   keys.integer("shared_expert_intermediate_size", moe.shared_expert_intermediate_size, 0, kMaxIntermediateSize);
   keys.boolean("shared_expert_gate", moe.shared_expert_gate);
 }
@@ -85,6 +87,7 @@ void write(const ModelConfig& config, Json& json) {
   json["scoring_func"] = name_of(moe.router_score, kRouterScores);
   json["norm_topk_prob"] = moe.norm_topk_prob;
   json["routed_scaling_factor"] = moe.routed_scaling_factor;
+  if (moe.router_bias) json["router_bias"] = true;
   if (moe.shared_expert_intermediate_size > 0) {
     json["shared_expert_intermediate_size"] = moe.shared_expert_intermediate_size;
     json["shared_expert_gate"] = moe.shared_expert_gate;

@@ -29,7 +29,7 @@ void write(const ModelConfig& config, Json& json) {
 }
 
 std::string on_disk(std::string name) {
-  if (replace_part(name, ".mlp.gate.weight", ".block_sparse_moe.gate.weight")) return name;
+  if (replace_part(name, ".mlp.gate.", ".block_sparse_moe.gate.")) return name;
   if (replace_part(name, ".mlp.shared_expert", ".block_sparse_moe.shared_expert")) return name;
   if (!replace_part(name, ".mlp.experts.", ".block_sparse_moe.experts.")) return name;
   constexpr std::array<std::pair<std::string_view, std::string_view>, 3> kProjections{

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <functional>
+#include <vector>
+
+#include "model/router.h"
+
+namespace dagmoe {
+
+/// What a layer gives: the stream behind it and, of a MoE layer, its routing; of others that is undefined.
+struct LayerOutput {
+  at::Tensor hidden_TD;
+  Routing routing;
+};
+
+/// A layer of which only the input and the expert ids are kept for the backward pass.
+struct RecomputedLayer {
+  /// The layer's output for an input. Called at once.
+  std::function<LayerOutput(const at::Tensor& hidden_TD)> forward;
+  /// The same, with the experts that `forward` chose. Called in the backward pass, so what it refers to must live until
+  /// then.
+  std::function<LayerOutput(const at::Tensor& hidden_TD, const at::Tensor& expert_ids_TK)> forward_again;
+  std::vector<at::Tensor> trained;  ///< all tensors that it reads and that require grad
+  bool router_trains = false;       ///< whether the router's logits depend on any of them
+};
+
+/// layer.forward(hidden_TD), whose outputs carry gradients to `hidden_TD` and `trained` as if it had been recorded. The
+/// backward pass runs the layer once more (arXiv:1604.06174) with the saved choice of experts. Where nothing needs a
+/// gradient nothing is kept.
+LayerOutput run_recomputed(const RecomputedLayer& layer, const at::Tensor& hidden_TD);
+
+}  // namespace dagmoe
