@@ -16,19 +16,19 @@
 namespace dagmoe {
 namespace {
 
-constexpr const char* kWeightsName = "model.safetensors";
-
 bool is_router_bias(const std::string& name) { return name.ends_with(".e_score_correction_bias"); }
 
-bool is_statistics_weight(const std::string& name) {
-  return name.ends_with("norm.weight") || name.ends_with("mlp.gate.weight") || is_router_bias(name);
-}
+constexpr const char* kWeightsName = "model.safetensors";
 
 at::Tensor own_memory(const at::Tensor& tensor, at::ScalarType dtype) {
   return tensor.to(dtype, /*non_blocking=*/false, /*copy=*/true);
 }
 
 }  // namespace
+
+bool is_statistics_weight(const std::string& name) {
+  return name.ends_with("norm.weight") || name.ends_with("mlp.gate.weight") || is_router_bias(name);
+}
 
 at::ScalarType scalar_type(DType dtype) {
   switch (dtype) {
@@ -76,6 +76,8 @@ DType dtype_of(at::ScalarType type) {
       return DType::kI64;
     case at::kInt:
       return DType::kI32;
+    case at::kByte:
+      return DType::kU8;
     default:
       throw InternalError(str("no safetensors dtype for ", c10::toString(type)));
   }

@@ -45,6 +45,9 @@ class Checkpoint {
   std::shared_ptr<const SafetensorsFolder> weights_;
 };
 
+/// Weights that are float whatever the compute dtype is: of norms and routers.
+bool is_statistics_weight(const std::string& name);
+
 struct LoadOptions {
   at::ScalarType compute_dtype = at::kFloat;
   /// Parameters that get their own fp32 memory and a gradient; by our names. Empty: none.

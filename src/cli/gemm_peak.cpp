@@ -1,6 +1,7 @@
 #include "cli/gemm_peak.h"
 
 #include <ATen/ATen.h>
+#include <c10/core/GradMode.h>
 
 #include <algorithm>
 #include <chrono>
@@ -14,7 +15,7 @@ double measure_gemm_peak(at::ScalarType dtype) {
   };
   constexpr std::int64_t kSize = 1536;
   constexpr double kFlops = 2.0 * kSize * kSize * kSize;
-  const at::NoGradGuard no_grad;
+  const c10::AutoGradMode no_grad(false);
   const at::Tensor a = at::ones({kSize, kSize}, dtype), b = at::ones({kSize, kSize}, dtype);
   at::linear(a, b);  // the first product builds its kernel
   double best = 0.0;
