@@ -83,7 +83,8 @@ class Optimizer {
   std::int64_t num_steps_ = 0;
 };
 
-/// The 2-norm of each parameter's gradient; 0 for a parameter without one.
+/// The 2-norm of each parameter's gradient, summed in double and the same on any number of threads; 0 for a parameter
+/// without one.
 std::vector<double> grad_norms(const std::vector<TrainedParameter>& parameters);
 /// Square root of the sum of squares: the norm of tensors from the norms of each.
 double combined_norm(std::span<const double> norms);
