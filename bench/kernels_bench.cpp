@@ -93,6 +93,27 @@ void time_tables(const char* dtype_name, at::ScalarType dtype) {
   const CrossEntropy<T> entropy = {kLogitRows, kVocabulary, data<T>(logits),   data<std::int64_t>(target),
                                    1.0,        false,       data<double>(loss)};
 
+  constexpr std::int64_t kAdamSize = 1 << 20;
+  const at::Tensor param = at::randn({kAdamSize}), grad = at::randn({kAdamSize});
+  const at::Tensor m = at::zeros({kAdamSize}, at::kByte), v = at::zeros({kAdamSize}, at::kByte);
+  const at::Tensor m_scale = at::zeros({num_blocks_8bit(kAdamSize)}), v_scale = at::zeros_like(m_scale);
+  const AdamW8bit adamw = {.N = kAdamSize,
+                           .grad_N = data<float>(grad),
+                           .param_N = data<float>(param),
+                           .m_N = data<std::uint8_t>(m),
+                           .v_N = data<std::uint8_t>(v),
+                           .m_scale_B = data<float>(m_scale),
+                           .v_scale_B = data<float>(v_scale),
+                           .grad_scale = 1,
+                           .eps = 1e-8F,
+                           .beta1 = 0.9F,
+                           .one_minus_beta1 = 0.1F,
+                           .beta2 = 0.999F,
+                           .one_minus_beta2 = 0.001F,
+                           .param_factor = 1,
+                           .step_size = 1e-5F,
+                           .correction = 1};
+
   for (const Isa isa : {Isa::kReference, Isa::kAvx2, Isa::kAvx512}) {
     const KernelTable<T>* table = kernels_for<T>(isa);
     if (table == nullptr) continue;
@@ -109,6 +130,8 @@ void time_tables(const char* dtype_name, at::ScalarType dtype) {
     line("dag_pairs forward", abce.numel() + s.numel(), [&] { table->dag_pairs_forward(pairs); });
     line("dag_pairs backward", 2 * abce.numel() + s.numel(), [&] { table->dag_pairs_backward(pairs_back); });
     line("cross_entropy", 2 * logits.numel(), [&] { table->cross_entropy(entropy); });
+    // 16 bytes a parameter: its value read and written, its gradient, two codes read and written.
+    if (sizeof(T) == sizeof(float)) line("adamw_8bit", 4 * kAdamSize, [&] { table->adamw_8bit(adamw); });
   }
 }
 

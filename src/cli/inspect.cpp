@@ -15,7 +15,7 @@
 #include "cli/commands.h"
 #include "data/prompt_template.h"
 #include "data/tokenizer.h"
-#include "finetune/run.h"
+#include "finetune/group_table.h"
 
 namespace dagmoe {
 namespace {
@@ -148,7 +148,7 @@ Report inspect_model(const std::filesystem::path& folder, std::string& groups, s
   report.fact("tokenizer", has_tokenizer(folder) ? load_tokenizer(folder)->description() : "none");
   report.fact("chat template", chat_template_text(folder));
   report.fact("unexpected", problems.empty() ? "nothing" : str(problems.size(), " problems, listed below"));
-  groups = group_table(group_rows(config, std::vector<bool>(parameter_shapes(config).size(), false)));
+  groups = parameter_table(config);
   for (const auto& [name, place] : weights.places()) {
     report.tensor(name, dtype_name(place.info->dtype), place.info->shape);
   }

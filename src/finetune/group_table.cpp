@@ -32,18 +32,38 @@ void add_to(GroupRow& row, const RunParameter& parameter) {
   row.max_weight_decay = is_first ? parameter.weight_decay : std::max(row.max_weight_decay, parameter.weight_decay);
 }
 
-}  // namespace
-
-std::vector<GroupRow> group_rows(const RunSetup& setup) {
-  std::map<std::string, GroupRow> by_group;
-  for (const RunParameter& parameter : setup.parameters) add_to(by_group[parameter_group(parameter.name)], parameter);
+// The router's bias is no group that a rule can train, but it is part of the model.
+std::vector<GroupRow> in_order(std::map<std::string, GroupRow>& by_group) {
+  std::vector<std::string> order = parameter_groups();
+  order.emplace_back("router_bias");
   std::vector<GroupRow> rows;
-  for (const auto& group : parameter_groups()) {
+  for (const auto& group : order) {
     if (!by_group.contains(group)) continue;
     rows.push_back(by_group[group]);
     rows.back().group = group;
   }
   return rows;
+}
+
+}  // namespace
+
+std::vector<GroupRow> group_rows(const RunSetup& setup) {
+  std::map<std::string, GroupRow> by_group;
+  for (const RunParameter& parameter : setup.parameters) add_to(by_group[parameter_group(parameter.name)], parameter);
+  return in_order(by_group);
+}
+
+std::string parameter_table(const ModelConfig& config) {
+  std::map<std::string, GroupRow> by_group;
+  for (const auto& [name, shape] : parameter_shapes(config)) add_to(by_group[parameter_group(name)], {name, shape});
+  std::vector<std::vector<std::string>> cells{{"group", "tensors", "parameters"}};
+  std::int64_t num_tensors = 0;
+  for (const GroupRow& row : in_order(by_group)) {
+    cells.push_back({row.group, with_commas(row.num_tensors), with_commas(row.num_parameters)});
+    num_tensors += row.num_tensors;
+  }
+  cells.push_back({"total", with_commas(num_tensors), with_commas(num_parameters(config))});
+  return table_text(cells);
 }
 
 std::string group_table(const std::vector<GroupRow>& rows) {

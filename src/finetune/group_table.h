@@ -20,6 +20,8 @@ struct GroupRow {
 /// In the order of parameter_groups(); groups that the model lacks are left out.
 std::vector<GroupRow> group_rows(const RunSetup& setup);
 std::string group_table(const std::vector<GroupRow>& rows);
+/// What a model consists of, without a run: group, tensors, parameters.
+std::string parameter_table(const ModelConfig& config);
 /// For the report: [{"group", "tensors", "parameters", "trainable", "lr", "weight_decay", "bytes"}].
 Json group_json(const std::vector<GroupRow>& rows);
 

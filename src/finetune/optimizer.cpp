@@ -1,6 +1,7 @@
 #include "finetune/optimizer.h"
 
 #include <ATen/ATen.h>
+#include <ATen/Parallel.h>
 
 #include <algorithm>
 #include <cmath>
@@ -43,6 +44,38 @@ std::unique_ptr<UpdateRule> make_rule(UpdateRuleKind kind, std::vector<TrainedPa
       return sgd_rule(std::move(parameters), config);
   }
   throw InternalError("optimizer: unknown update rule");
+}
+
+/// A piece of a gradient for one thread. Pieces are cut by size alone, and their sums are added in order, so the norm
+/// is the same on any number of threads.
+struct GradientPart {
+  std::size_t parameter;
+  const float* values;
+  std::int64_t size;
+  double sum = 0.0;
+};
+
+void append_parts(std::vector<GradientPart>& parts, const at::Tensor& gradient, std::size_t parameter) {
+  constexpr std::int64_t kPartSize = 1 << 16;
+  const float* values = gradient.const_data_ptr<float>();
+  for (std::int64_t begin = 0; begin < gradient.numel(); begin += kPartSize)
+    parts.push_back({parameter, values + begin, std::min(kPartSize, gradient.numel() - begin)});
+}
+
+double sum_of_squares(const float* values, std::int64_t size) {
+  constexpr std::int64_t kSums = 8;  // that do not wait for each other
+  double sums[kSums] = {};
+  std::int64_t i = 0;
+  for (; i + kSums <= size; i += kSums) {
+    for (std::int64_t j = 0; j < kSums; ++j) {
+      const double value = static_cast<double>(values[i + j]);
+      sums[j] += value * value;
+    }
+  }
+  double total = 0.0;
+  for (; i < size; ++i) total += static_cast<double>(values[i]) * static_cast<double>(values[i]);
+  for (const double sum : sums) total += sum;
+  return total;
 }
 
 void check(const TrainedParameter& parameter) {
@@ -160,16 +193,25 @@ void append_state(std::vector<StateTensor>& state, const char* prefix, const std
 
 std::vector<double> grad_norms(const std::vector<TrainedParameter>& parameters) {
   std::vector<double> norms(parameters.size(), 0.0);
-  std::vector<at::Tensor> gradients;
-  std::vector<std::size_t> indices;
+  std::vector<GradientPart> parts;
   for (std::size_t i = 0; i < parameters.size(); ++i) {
-    if (!parameters[i].tensor.grad().defined()) continue;
-    gradients.push_back(parameters[i].tensor.grad());
-    indices.push_back(i);
+    const at::Tensor& gradient = parameters[i].tensor.grad();
+    if (!gradient.defined()) continue;
+    if (gradient.is_cpu() && gradient.is_contiguous()) {
+      append_parts(parts, gradient, i);
+    } else {
+      norms[i] = at::linalg_vector_norm(gradient, 2, {}, false, at::kDouble).item<double>();
+    }
   }
-  if (gradients.empty()) return norms;
-  const at::Tensor all = at::stack(at::_foreach_norm(gradients)).to(at::kCPU, at::kDouble);
-  for (std::size_t i = 0; i < indices.size(); ++i) norms[indices[i]] = all.const_data_ptr<double>()[i];
+  at::parallel_for(0, static_cast<std::int64_t>(parts.size()), 1, [&](std::int64_t begin, std::int64_t end) {
+    for (std::int64_t n = begin; n < end; ++n) {
+      GradientPart& part = parts[static_cast<std::size_t>(n)];
+      part.sum = sum_of_squares(part.values, part.size);
+    }
+  });
+  std::vector<double> sums(parameters.size(), 0.0);
+  for (const GradientPart& part : parts) sums[part.parameter] += part.sum;
+  for (const GradientPart& part : parts) norms[part.parameter] = std::sqrt(sums[part.parameter]);
   return norms;
 }
 

@@ -13,14 +13,15 @@ namespace dagmoe {
 
 enum class OptimizerKind { kAdamW, kAdamW8bit, kMuon, kSgd };
 
+/// `lr` and `weight_decay` are for the caller to make step()'s lr and each parameter's weight decay of.
 struct OptimizerConfig {
   OptimizerKind kind = OptimizerKind::kAdamW;
   double lr = 2e-5;                               ///< peak of the schedule
   double beta1 = 0.9, beta2 = 0.999, eps = 1e-8;  ///< AdamW, and what Muon leaves to AdamW
-  double weight_decay = 0.0;                      ///< of a parameter whose group says nothing else
-  double momentum = 0.95;                         ///< Muon and SGD; at least 0, below 1
-  bool nesterov = true;                           ///< Muon and SGD; without effect when momentum is 0
-  std::int64_t newton_schulz_steps = 5;           ///< Muon
+  double weight_decay = 0.0;
+  double momentum = 0.95;                ///< Muon and SGD; at least 0, below 1
+  bool nesterov = true;                  ///< Muon and SGD; without effect when momentum is 0
+  std::int64_t newton_schulz_steps = 5;  ///< Muon
 };
 
 /// One tensor that trains: contiguous floats that require grad.
@@ -83,7 +84,8 @@ class Optimizer {
   std::int64_t num_steps_ = 0;
 };
 
-/// The 2-norm of each parameter's gradient; 0 for a parameter without one.
+/// The 2-norm of each parameter's gradient, summed in double and the same on any number of threads; 0 for a parameter
+/// without one.
 std::vector<double> grad_norms(const std::vector<TrainedParameter>& parameters);
 /// Square root of the sum of squares: the norm of tensors from the norms of each.
 double combined_norm(std::span<const double> norms);

@@ -4,6 +4,10 @@ usage: make_adamw_8bit.py OUT_DIR      writes adamw_8bit.safetensors
 betas 0.9 and 0.999, eps 1e-8, weight decay 0.1, learning rate 1e-2.  Tensors: signed_map and unsigned_map [256]; param.0
 [4196] (16 blocks of 256 and a part of one), grad.N the gradient of step N = 1..4, and after that step param.N, the codes
 m.N and v.N [4196] and the scales m_scale.N and v_scale.N [17].
+
+bitsandbytes 0.50.2 searches the nearest level of fp32 on the processor with a coarse table: of the small second moments
+every fifth lands on another level than the nearest, which its CUDA kernel finds.  So this script sends the values
+through the search that the package keeps for other dtypes, which is exact.
 """
 
 import os
@@ -11,9 +15,19 @@ import sys
 
 import bitsandbytes
 import torch
+from bitsandbytes.backends.cpu import ops as cpu_ops
 from bitsandbytes.functional import create_dynamic_map
 from safetensors.torch import save_file
 
+
+
+def quantize_exactly(values, code, absmax_out, codes_out, blocksize):
+    codes, absmax = torch.ops.bitsandbytes.quantize_blockwise(values.double(), code, blocksize)
+    codes_out.copy_(codes)
+    absmax_out.copy_(absmax)
+
+
+cpu_ops._quant_blockwise_fp32_direct = quantize_exactly
 torch.set_num_threads(1)
 SIZE, STEPS = 16 * 256 + 100, 4
 gen = torch.Generator().manual_seed(0)
