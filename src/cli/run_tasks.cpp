@@ -1,5 +1,7 @@
 #include "cli/run_tasks.h"
 
+#include <c10/core/GradMode.h>
+
 #include <memory>
 
 #include "base/error.h"
@@ -44,7 +46,7 @@ std::function<Json(const Decoder&)> task_evaluator(const Recipe& recipe) {
   for (const TaskConfig& task : tasks) require_data(task, options);
   const std::shared_ptr<const Tokenizer> tokenizer = load_tokenizer(recipe.model.path);
   return [tasks, options, tokenizer](const Decoder& model) {
-    const at::NoGradGuard no_grad;
+    const c10::AutoGradMode no_gradients(false);
     ModelRunner runner(model, *tokenizer);
     Json scores = Json::object();
     for (const TaskConfig& task : tasks) {
