@@ -159,7 +159,7 @@ TEST_CASE("faults: without room for a checkpoint the run stops with one line, an
 TEST_CASE("faults: a folder that cannot be written is refused before the first step", "[finetune]") {
   const TinyRun run("steps: 2\n");
   write_text(run.folder / "file", "");
-  for (const std::string folder : {std::string("/proc/dagmoe/run"), (run.folder / "file" / "run").string()}) {
+  for (const std::string& folder : {std::string("/proc/dagmoe/run"), (run.folder / "file" / "run").string()}) {
     try {
       run_finetune(run.recipe({"output_dir=" + folder}), {});
       FAIL("expected InputError");
