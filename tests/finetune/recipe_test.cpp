@@ -72,7 +72,7 @@ TEST_CASE("recipe: settings without effect are named", "[finetune]") {
   Recipe recipe = load(kGood, std::vector<std::string>{"schedule.decay_fraction=0.5", "router_z_loss_coef=0.1"});
   ModelConfig dense = dagmoe::testing::tiny_config();
   dense.moe.reset(), dense.dag.reset();
-  const auto lines = settings_without_effect(recipe, dense);
+  const auto lines = settings_without_effect(recipe, dense, false);
   REQUIRE(lines.size() == 2);
   REQUIRE_THAT(lines[0], Catch::Contains("schedule.decay_fraction"));
 }

@@ -9,9 +9,16 @@
 
 namespace dagmoe::testing {
 
-/// Writes a tiny DAG-MoE (or dense Llama) whose vocabulary is the byte alphabet and three control tokens.
-inline void write_tiny_folder(const std::filesystem::path& folder, bool dense = false) {
-  std::filesystem::create_directories(folder);
+/// A tiny DAG-MoE over the byte alphabet and three control tokens.
+inline ModelConfig tiny_folder_config() {
+  ModelConfig config = tiny_config();
+  config.vocab_size = 259;
+  config.max_position_embeddings = 512;
+  config.eos_token_ids = {2};
+  return config;
+}
+
+inline void write_byte_tokenizer(const std::filesystem::path& folder) {
   BpeVocabulary vocabulary;
   vocabulary.tokens = {"<|endoftext|>", "<|im_start|>", "<|im_end|>"};
   vocabulary.special_ids = {0, 1, 2};
@@ -31,40 +38,35 @@ inline void write_tiny_folder(const std::filesystem::path& folder, bool dense = 
       "'\n'}}{% endfor %}"
       "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}";
   write_tokenizer_files(folder, vocabulary);
+}
 
-  ModelConfig config = tiny_config();
-  config.vocab_size = 259;
-  config.max_position_embeddings = 512;
-  config.eos_token_ids = {2};
+/// A model folder of random weights, experts one by one, with the byte tokenizer.
+inline void write_tiny_folder(const std::filesystem::path& folder, const ModelConfig& config, std::uint64_t seed = 5) {
+  std::filesystem::create_directories(folder);
+  write_byte_tokenizer(folder);
+  Decoder model(config);
+  initialize_parameters(model, seed);
+  write_text(folder / "config.json", model_config_json(config).dump(2));
+  const auto parameters = model.parameters();
+  std::vector<TensorSource> tensors;
+  for (const DiskTensor& disk : disk_tensors(config, ExpertLayout::kPerExpert)) {
+    const at::Tensor tensor = *parameters.at(disk.parameters.front()).tensor;
+    tensors.push_back({disk.name, DType::kF32, tensor.sizes().vec(), [tensor] {
+                         return std::span(static_cast<const std::byte*>(tensor.const_data_ptr()), tensor.nbytes());
+                       }});
+  }
+  write_safetensors(folder / "model.safetensors", std::move(tensors));
+}
+
+/// The tiny DAG-MoE, or a dense Llama of the same width.
+inline void write_tiny_folder(const std::filesystem::path& folder, bool dense = false) {
+  ModelConfig config = tiny_folder_config();
   if (dense) {
     config.moe.reset(), config.dag.reset();
     config.model_type = config.base_model_type = "llama";
     config.intermediate_size = 24;
   }
-  Decoder model(config);
-  initialize_parameters(model, 5);
-  write_text(folder / "config.json", model_config_json(config).dump(2));
-  std::vector<TensorSource> tensors;
-  for (const auto& [name, tensor] : model.parameters()) {
-    std::string on_disk = name;
-    if (!dense) {
-      for (const auto& [from, to] :
-           {std::pair{".mlp.gate.", ".block_sparse_moe.gate."}, {".mlp.experts.", ".block_sparse_moe.experts."}}) {
-        if (const auto at = on_disk.find(from); at != std::string::npos)
-          on_disk.replace(at, std::string(from).size(), to);
-      }
-      if (on_disk.find(".experts.") != std::string::npos) {
-        for (const auto& [from, to] : {std::pair{"gate_proj", "w1"}, {"down_proj", "w2"}, {"up_proj", "w3"}}) {
-          if (const auto at = on_disk.find(from); at != std::string::npos)
-            on_disk.replace(at, std::string(from).size(), to);
-        }
-      }
-    }
-    tensors.push_back({on_disk, DType::kF32, tensor->sizes().vec(), [tensor = *tensor] {
-                         return std::span(static_cast<const std::byte*>(tensor.const_data_ptr()), tensor.nbytes());
-                       }});
-  }
-  write_safetensors(folder / "model.safetensors", std::move(tensors));
+  write_tiny_folder(folder, config);
 }
 
 /// `count` Alpaca records whose answers are easy to learn.

@@ -1,0 +1,249 @@
+// No setting is silent: each key of a recipe, set to another value than its default, changes what a run leaves behind,
+// is refused, or is named in a warning. A key without a row here fails the test.
+#include <map>
+#include <set>
+
+#include "base/error.h"
+#include "base/text.h"
+#include "finetune/run.h"
+#include "finetune/run_setup.h"
+#include "tests/support/catch.h"
+#include "tests/support/run_fixture.h"
+
+using namespace dagmoe;
+using namespace dagmoe::testing;
+
+namespace {
+
+// How a setting shows.
+enum class Effect {
+  kMetrics,  // other numbers in metrics.jsonl
+  kFiles,    // the same numbers, other files in the run folder
+  kMemory,   // the same numbers and files to rounding; only cost changes
+  kRefused,  // an error
+  kWarned,   // a line of RunSetup::warnings
+};
+
+struct Case {
+  Effect effect;
+  std::vector<std::string> overrides;  // the setting first, then what it needs to matter
+};
+
+// By key as it is written, list indices left out.
+std::multimap<std::string, Case> cases(const TinyRun& run) {
+  const auto file = [&run](const char* name) { return (run.folder / name).string(); };
+  using enum Effect;
+  return {
+      {"version", {kRefused, {"version=2"}}},
+      {"seed", {kMetrics, {"seed=4"}}},
+      {"seed", {kWarned, {"seed=4", "data.shuffle=false"}}},
+      {"output_dir", {kFiles, {"output_dir=" + file("elsewhere")}}},
+      {"device", {kRefused, {"device=cuda"}}},
+      {"dtype", {kMetrics, {"dtype=bfloat16"}}},
+      {"model.path", {kMetrics, {"model.path=" + file("other_model")}}},
+      {"model.dag.num_iterations", {kRefused, {"model.dag.num_iterations=3"}}},
+      {"model.dag.node_size", {kRefused, {"model.dag.node_size=8"}}},
+      {"model.dag.node_residual", {kRefused, {"model.dag.node_residual=none"}}},
+      {"model.dag.norm", {kRefused, {"model.dag.norm=rms_norm"}}},
+      {"model.dag.num_iterations", {kMetrics, {"model.dag.num_iterations=3", "model.path=" + file("plain")}}},
+      {"model.dag.node_size", {kMetrics, {"model.dag.node_size=8", "model.path=" + file("plain")}}},
+      {"model.dag.node_residual", {kMetrics, {"model.dag.node_residual=none", "model.path=" + file("plain")}}},
+      {"model.dag.norm", {kMetrics, {"model.dag.norm=rms_norm", "model.path=" + file("plain")}}},
+      {"trainable.group", {kMetrics, {"trainable=[router]"}}},
+      {"trainable.group", {kWarned, {"trainable=[router, full]"}}},
+      {"trainable.layers", {kMetrics, {"trainable.0.layers=[1]"}}},
+      {"trainable.lr", {kMetrics, {"trainable.0.lr=0.01"}}},
+      {"trainable.weight_decay", {kMetrics, {"trainable.0.weight_decay=0.5"}}},
+      {"data.train.path", {kMetrics, {"data.train.0.path=" + file("valid.jsonl")}}},
+      {"data.train.format", {kRefused, {"data.train.0.format=messages"}}},
+      {"data.train.template", {kMetrics, {"data.train.0.template=alpaca"}}},
+      {"data.train.weight", {kRefused, {"data.train.0.weight=0.5"}}},
+      {"data.valid.path", {kMetrics, {"data.valid.0.path=" + file("train.jsonl")}}},
+      {"data.valid.format", {kRefused, {"data.valid.0.format=messages"}}},
+      {"data.valid.template", {kMetrics, {"data.valid.0.template=alpaca"}}},
+      {"data.valid.weight", {kRefused, {"data.valid.0.weight=0.5"}}},
+      {"data.max_seq_len", {kMetrics, {"data.max_seq_len=60"}}},
+      {"data.max_seq_len", {kWarned, {"data.max_seq_len=100000"}}},
+      {"data.max_bad_records", {kMetrics, {"data.max_bad_records=1", "data.train.0.path=" + file("bad.jsonl")}}},
+      {"data.limit", {kMetrics, {"data.limit=5"}}},
+      {"data.packing", {kMemory, {"data.packing=false", "batch.micro_batch_tokens=4096"}}},
+      {"data.packing", {kWarned, {"data.packing=false", "batch.micro_batch_tokens=64"}}},
+      {"data.shuffle", {kMetrics, {"data.shuffle=false"}}},
+      {"batch.tokens", {kMetrics, {"batch.tokens=200"}}},
+      {"batch.sequences", {kMetrics, {"batch.sequences=3"}}},
+      {"batch.micro_batch_tokens", {kMemory, {"batch.micro_batch_tokens=4096"}}},
+      {"epochs", {kMetrics, {"epochs=2"}}},
+      {"steps", {kMetrics, {"steps=3"}}},
+      {"optimizer.name", {kMetrics, {"optimizer.name=sgd"}}},
+      {"optimizer.name", {kMetrics, {"optimizer.name=muon"}}},
+      {"optimizer.name", {kMetrics, {"optimizer.name=adamw_8bit", "trainable=[full]", "model.path=" + file("wide")}}},
+      {"optimizer.lr", {kMetrics, {"optimizer.lr=0.01"}}},
+      {"optimizer.betas", {kMetrics, {"optimizer.betas=[0.5, 0.9]"}}},
+      {"optimizer.betas", {kWarned, {"optimizer.betas=[0.5, 0.9]", "optimizer.name=sgd"}}},
+      {"optimizer.eps", {kMetrics, {"optimizer.eps=0.1"}}},
+      {"optimizer.eps", {kWarned, {"optimizer.eps=0.1", "optimizer.name=sgd"}}},
+      {"optimizer.weight_decay", {kMetrics, {"optimizer.weight_decay=0.5"}}},
+      {"optimizer.momentum", {kMetrics, {"optimizer.momentum=0.5", "optimizer.name=sgd"}}},
+      {"optimizer.momentum", {kWarned, {"optimizer.momentum=0.5"}}},
+      {"optimizer.nesterov", {kMetrics, {"optimizer.nesterov=false", "optimizer.name=muon"}}},
+      {"optimizer.nesterov", {kWarned, {"optimizer.nesterov=false"}}},
+      {"schedule.kind", {kMetrics, {"schedule.kind=cosine"}}},
+      {"schedule.warmup_steps", {kMetrics, {"schedule.warmup_steps=3"}}},
+      {"schedule.min_lr_ratio", {kMetrics, {"schedule.min_lr_ratio=0.5", "schedule.kind=linear"}}},
+      {"schedule.min_lr_ratio", {kWarned, {"schedule.min_lr_ratio=0.5"}}},
+      {"schedule.decay_fraction", {kMetrics, {"schedule.decay_fraction=0.6", "schedule.kind=wsd"}}},
+      {"schedule.decay_fraction", {kWarned, {"schedule.decay_fraction=0.6"}}},
+      {"schedule.decay", {kMetrics, {"schedule.decay=sqrt", "schedule.kind=wsd", "schedule.decay_fraction=0.6"}}},
+      {"schedule.decay", {kWarned, {"schedule.decay=sqrt"}}},
+      {"max_grad_norm", {kMetrics, {"max_grad_norm=0.01", "optimizer.name=sgd"}}},
+      {"label_smoothing", {kMetrics, {"label_smoothing=0.2"}}},
+      {"neftune_alpha", {kMetrics, {"neftune_alpha=5"}}},
+      {"router_aux_loss_coef", {kMetrics, {"router_aux_loss_coef=0.5"}}},
+      {"router_aux_loss_coef", {kWarned, {"router_aux_loss_coef=0.5", "trainable=[model.norm.weight]"}}},
+      {"router_z_loss_coef", {kMetrics, {"router_z_loss_coef=0.5"}}},
+      {"router_z_loss_coef", {kWarned, {"router_z_loss_coef=0.5", "trainable=[model.norm.weight]"}}},
+      {"router_aux_loss_scope", {kMetrics, {"router_aux_loss_scope=batch", "router_aux_loss_coef=0.5"}}},
+      {"router_aux_loss_scope", {kWarned, {"router_aux_loss_scope=batch"}}},
+      {"router_bias_update_rate", {kMetrics, {"router_bias_update_rate=0.2"}}},
+      {"router_bias_update_rate", {kRefused, {"router_bias_update_rate=0.2", "model.path=" + file("plain")}}},
+      {"recompute", {kMemory, {"recompute=true"}}},
+      {"max_skipped_steps", {kMetrics, {"max_skipped_steps=100", "optimizer.lr=1000", "max_grad_norm=0", "steps=20"}}},
+      {"eval.every_steps", {kMetrics, {"eval.every_steps=2"}}},
+      {"eval.every_steps", {kWarned, {"eval.every_steps=2", "data.valid=[]"}}},
+      {"eval.tasks", {kMetrics, {"eval.tasks=[tiny]"}}},
+      {"eval.limit", {kMetrics, {"eval.limit=2", "eval.tasks=[tiny]"}}},
+      {"eval.limit", {kWarned, {"eval.limit=2"}}},
+      {"eval.data_dir", {kMetrics, {"eval.data_dir=x", "eval.tasks=[tiny]"}}},
+      {"eval.data_dir", {kWarned, {"eval.data_dir=x"}}},
+      {"eval.datasets", {kMetrics, {"eval.datasets=[tiny=x]", "eval.tasks=[tiny]"}}},
+      {"eval.datasets", {kWarned, {"eval.datasets=[tiny=x]"}}},
+      {"eval.early_stopping_patience",
+       {kMetrics, {"eval.early_stopping_patience=1", "eval.every_steps=1", "optimizer.lr=3", "steps=20"}}},
+      {"eval.early_stopping_patience", {kWarned, {"eval.early_stopping_patience=1"}}},
+      {"eval.early_stopping_min_delta",
+       {kMetrics, {"eval.early_stopping_min_delta=100", "eval.early_stopping_patience=1", "eval.every_steps=1"}}},
+      {"eval.early_stopping_min_delta", {kWarned, {"eval.early_stopping_min_delta=1"}}},
+      {"checkpoint.every_steps", {kFiles, {"checkpoint.every_steps=2"}}},
+      {"checkpoint.keep_last", {kFiles, {"checkpoint.keep_last=1", "checkpoint.every_steps=1"}}},
+      {"checkpoint.keep_last", {kWarned, {"checkpoint.keep_last=1"}}},
+      {"checkpoint.keep_best", {kFiles, {"checkpoint.keep_best=true", "eval.every_steps=1"}}},
+      {"checkpoint.keep_best", {kWarned, {"checkpoint.keep_best=true"}}},
+  };
+}
+
+// "data.train.0.path" -> "data.train.path"
+std::string without_indices(const std::string& key) {
+  std::vector<std::string> parts;
+  for (const auto& part : split(key, '.')) {
+    if (part.find_first_not_of("0123456789") != std::string::npos) parts.push_back(part);
+  }
+  return join(parts, ".");
+}
+
+// Every key that to_yaml writes, of a recipe that has all its optional parts.
+std::set<std::string> all_keys(const TinyRun& run) {
+  std::set<std::string> keys;
+  for (const char* length : {"steps=2", "epochs=1"}) {
+    for (const char* size : {"batch.tokens=600", "batch.sequences=3"}) {
+      const Recipe recipe = run.recipe({length, size, "model.dag.num_iterations=3",
+                                        "trainable=[{group: dag, layers: [1], lr: 1, weight_decay: 1}]",
+                                        "eval.tasks=[x]", "eval.datasets=[x=y]"});
+      for (const auto& [key, value] : recipe_settings(to_yaml(recipe))) keys.insert(without_indices(key));
+    }
+  }
+  return keys;
+}
+
+std::vector<std::string> files_of(const std::filesystem::path& folder) {
+  std::vector<std::string> files;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(folder)) {
+    const std::string name = std::filesystem::relative(entry.path(), folder).string();
+    if (name.find("tfevents") == std::string::npos) files.push_back(name);
+  }
+  std::ranges::sort(files);
+  return files;
+}
+
+struct Outcome {
+  bool refused = false;
+  std::vector<std::string> warnings, metrics, files;
+  std::string folder;
+};
+
+// Scores depend on what the evaluation is told.
+RunOptions with_evaluation(const Recipe& recipe) {
+  RunOptions options;
+  if (recipe.eval.tasks.empty()) return options;
+  const std::string told = str(recipe.eval.limit, recipe.eval.data_dir, join(recipe.eval.datasets, ","));
+  options.evaluate = [told](const Decoder&) { return Json{{"tiny", {{"acc", told}}}}; };
+  return options;
+}
+
+Outcome outcome_of(const TinyRun& run, const std::vector<std::string>& overrides, const std::string& name) {
+  Outcome outcome;
+  std::vector<std::string> all{"output_dir=" + (run.folder / name).string()};
+  all.insert(all.end(), overrides.begin(), overrides.end());
+  try {
+    const Recipe recipe = run.recipe(all);
+    outcome.warnings = prepare_run(recipe).warnings;
+    outcome.folder = recipe.output_dir;
+    run_finetune(recipe, with_evaluation(recipe));
+    outcome.metrics = metrics_of(recipe.output_dir);
+    outcome.files = files_of(recipe.output_dir);
+  } catch (const Error&) {
+    outcome.refused = true;
+  }
+  return outcome;
+}
+
+// The fixture's folder and what some settings need: another model, one without a DAG, a wide one, a broken record.
+struct SettingsRun : TinyRun {
+  SettingsRun() : TinyRun("steps: 4\n") {
+    write_tiny_folder(folder / "other_model", tiny_folder_config(), 6);
+    ModelConfig plain = tiny_folder_config();
+    plain.dag.reset();
+    plain.model_type = "mixtral";
+    write_tiny_folder(folder / "plain", plain);
+    ModelConfig wide = tiny_folder_config();
+    wide.moe->moe_intermediate_size = wide.intermediate_size = 260;  // matrices of more than 4,096 elements
+    write_tiny_folder(folder / "wide", wide);
+    write_text(folder / "bad.jsonl", "{broken\n" + read_text(folder / "train.jsonl"));
+  }
+};
+
+}  // namespace
+
+TEST_CASE("settings: every key changes the run, is refused, or is warned about", "[finetune]") {
+  const SettingsRun run;
+  const auto table = cases(run);
+  for (const auto& key : all_keys(run)) {
+    INFO("a key without a row in this test: " << key);
+    REQUIRE(table.contains(key));
+  }
+  int count = 0;
+  for (const auto& [key, entry] : table) {
+    INFO(key << " with " << join(entry.overrides, " "));
+    const std::string base_name = "base" + std::to_string(count), name = "set" + std::to_string(count++);
+    const std::vector<std::string> others(entry.overrides.begin() + 1, entry.overrides.end());
+    const Outcome set = outcome_of(run, entry.overrides, name);
+    REQUIRE(set.refused == (entry.effect == Effect::kRefused));
+    if (set.refused) continue;
+    const Outcome base = outcome_of(run, others, base_name);
+    switch (entry.effect) {
+      case Effect::kMetrics:
+        REQUIRE(set.metrics != base.metrics);
+        break;
+      case Effect::kFiles:
+        REQUIRE((set.files != base.files || set.folder.ends_with("elsewhere")));
+        break;
+      case Effect::kMemory:
+        REQUIRE(set.metrics.size() == base.metrics.size());
+        break;
+      case Effect::kWarned:
+        REQUIRE(set.warnings.size() > base.warnings.size());
+        break;
+      case Effect::kRefused:
+        break;
+    }
+  }
+}
