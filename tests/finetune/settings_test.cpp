@@ -62,7 +62,7 @@ std::multimap<std::string, Case> cases(const TinyRun& run) {
       {"data.valid.format", {kRefused, {"data.valid.0.format=messages"}}},
       {"data.valid.template", {kMetrics, {"data.valid.0.template=alpaca"}}},
       {"data.valid.weight", {kRefused, {"data.valid.0.weight=0.5"}}},
-      {"data.max_seq_len", {kMetrics, {"data.max_seq_len=60"}}},
+      {"data.max_seq_len", {kMetrics, {"data.max_seq_len=40"}}},
       {"data.max_seq_len", {kWarned, {"data.max_seq_len=100000"}}},
       {"data.max_bad_records", {kMetrics, {"data.max_bad_records=1", "data.train.0.path=" + file("bad.jsonl")}}},
       {"data.limit", {kMetrics, {"data.limit=5"}}},
