@@ -56,14 +56,19 @@ std::string html_table(const HtmlTable& table) {
 
 std::vector<double> smoothed(const std::vector<double>& values, double steps) {
   const double keep = std::exp(-1.0 / steps);
-  std::vector<double> result;
-  double total = 0, weight = 0;
-  for (const double value : values) {
-    total = keep * total + (1 - keep) * value;
-    weight = keep * weight + (1 - keep);
-    result.push_back(total / weight);
-  }
-  return result;
+  std::vector<double> totals(values.size(), 0.0), weights(values.size(), 0.0);
+  const auto sweep = [&](auto place_of) {
+    double total = 0, weight = 0;
+    for (std::size_t i = 0; i < values.size(); ++i) {
+      const std::size_t place = place_of(i);
+      totals[place] += total, weights[place] += weight;  // the value itself is added once, below
+      total = keep * (total + values[place]), weight = keep * (weight + 1);
+    }
+  };
+  sweep([](std::size_t i) { return i; });
+  sweep([&](std::size_t i) { return values.size() - 1 - i; });
+  for (std::size_t i = 0; i < values.size(); ++i) totals[i] = (totals[i] + values[i]) / (weights[i] + 1);
+  return totals;
 }
 
 double smoothing_steps(std::size_t num_values) { return std::max(3.0, static_cast<double>(num_values) / 40); }

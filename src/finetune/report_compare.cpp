@@ -154,8 +154,8 @@ std::string curve_comparison(const std::vector<RunData>& runs) {
   for (const bool by_tokens : {false, true}) add(overlay(runs, kValid, by_tokens, CurveKind::kPoints));
   for (const MetricChart& metric : metric_charts()) add(overlay(runs, metric, false, CurveKind::kLine));
   return out +
-         "</div>\n<p class=\"note\">Smoothed: exponential moving average over a fortieth of each run, at least 3 "
-         "steps.</p>\n";
+         "</div>\n<p class=\"note\">Smoothed: averaged over neighbouring steps with weights that fall by e within a "
+         "fortieth of the run, at least 3 steps.</p>\n";
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // The learned DAG on the page of a run.
 #include <algorithm>
 #include <cmath>
+#include <cstdio>
 #include <limits>
 
 #include "base/text.h"
@@ -52,6 +53,12 @@ double largest(const Matrix& matrix) {
   return top;
 }
 
+std::string strength_text(double value) {
+  char text[32];
+  std::snprintf(text, sizeof text, "%.3g", value);
+  return text;
+}
+
 struct Moment {
   const char* name;
   const EdgeData* edges;
@@ -66,6 +73,7 @@ std::vector<Moment> moments_of(const RunData& run) {
 
 struct Plan {
   std::size_t E = 0, block = 1, num_maps = 0;
+  std::size_t columns = 1;  // of maps in a row: the iterations of a layer, before and after
   double top = 0;
 };
 
@@ -75,8 +83,11 @@ Plan plan_maps(const std::vector<Moment>& moments) {
     for (const EdgeLayerData& layer : moment.edges->layers) {
       plan.E = std::max(plan.E, layer.count_EE.size());
       plan.num_maps += layer.iterations.size();
+      plan.columns = std::max(plan.columns, layer.iterations.size() * moments.size());
     }
   }
+  // Numbered maps need their width; above a row's room, an iteration a row.
+  if (plan.columns > (plan.E <= 8 ? 4U : 6U)) plan.columns = moments.size();
   const auto side = [&] { return (plan.E + plan.block - 1) / plan.block; };
   while (side() > kMaxCells || side() * side() * plan.num_maps > kMaxTotal) plan.block *= 2;
   for (const Moment& moment : moments) {
@@ -98,7 +109,7 @@ std::string strongest_text(const Matrix& matrix) {
       if (i != j && matrix.rows[i][j] > best) best = matrix.rows[i][j], target = i, source = j;
     }
   }
-  return best < 0 ? "\xE2\x80\x93" : str(source, " \xE2\x86\x92 ", target, ": ", number_text(best));
+  return best < 0 ? "\xE2\x80\x93" : str(source, " \xE2\x86\x92 ", target, ": ", strength_text(best));
 }
 
 std::string map_svg(const Plan& plan, const EdgeLayerData& layer, std::size_t l, const Moment& moment) {
@@ -108,10 +119,14 @@ std::string map_svg(const Plan& plan, const EdgeLayerData& layer, std::size_t l,
   map.top = plan.top;
   map.title = str("iteration ", l + 1, ", ", moment.name);
   map.description = str("Edge strength of layer ", layer.layer, ", iteration ", l + 1, ", ", moment.name,
-                        " training: rows targets, columns sources; largest ", number_text(largest(full)),
+                        " training: rows targets, columns sources; largest ", strength_text(largest(full)),
                         "; strongest between two experts ", strongest_text(full));
   const auto size = static_cast<double>(cells.rows.size());
-  map.cell_width = map.cell_height = std::clamp((size <= 8 ? 200.0 : 128.0) / size, 2.0, 28.0);
+  map.cell_width = map.cell_height = std::clamp((size <= 8           ? 200.0
+                                                 : plan.columns <= 4 ? 176.0
+                                                                     : 120.0) /
+                                                    size,
+                                                1.5, 25.0);
   map.x_label = "source", map.y_label = "target";
   map.columns_per_cell = static_cast<std::int64_t>(plan.block);
   for (std::size_t i = 0; i < cells.rows.size(); ++i) map.row_labels.push_back(std::to_string(i * plan.block));
@@ -128,35 +143,50 @@ std::string layer_maps(const Plan& plan, const std::vector<Moment>& moments, std
       if (l < layer.iterations.size()) out += map_svg(plan, layer, l, moment) + "\n";
     }
   }
-  return str("<div class=\"layer\"><h3>Layer ", first.layer, "</h3><div class=\"maps\">\n", out, "</div></div>\n");
+  return str("<div class=\"layer\"><h3>Layer ", first.layer,
+             "</h3><div class=\"maps\" style=\"grid-template-columns:repeat(", plan.columns,
+             ",minmax(0,max-content))\">\n", out, "</div></div>\n");
 }
 
+double mean_of(const EdgeLayerData& layer, const EdgeIterationData& iteration) {
+  double total = 0, count = 0;
+  for (std::size_t i = 0; i < iteration.mean_EE.size(); ++i) {
+    for (std::size_t j = 0; j < iteration.mean_EE.size(); ++j) {
+      total += iteration.mean_EE[i][j] * static_cast<double>(layer.count_EE[i][j]);
+      count += static_cast<double>(layer.count_EE[i][j]);
+    }
+  }
+  return count == 0 ? 0 : total / count;
+}
+
+// A row an iteration; each measure before and after training.
 std::string share_table(const std::vector<Moment>& moments) {
-  HtmlTable table{{"Layer", "Iteration", "", "Mean", "Largest", "Strongest: source \xE2\x86\x92 target", "Self edges",
-                   "Symmetric part"},
+  HtmlTable table{{"Layer", "Iteration", "Mean", "Largest", "Self edges", "Symmetric part",
+                   "Strongest, source \xE2\x86\x92 target"},
                   {},
-                  {true, true, false, true, true, false, true, true}};
+                  {false, false, true, true, true, true, true}};
   for (std::size_t n = 0; n < moments.front().edges->layers.size(); ++n) {
     for (std::size_t l = 0; l < moments.front().edges->layers[n].iterations.size(); ++l) {
+      std::vector<std::string> mean, top, self, symmetric, strongest;
       for (const Moment& moment : moments) {
         if (n >= moment.edges->layers.size() || l >= moment.edges->layers[n].iterations.size()) continue;
         const EdgeLayerData& layer = moment.edges->layers[n];
         const EdgeIterationData& iteration = layer.iterations[l];
         const Matrix matrix = masked(layer, iteration);
-        double total = 0, count = 0;
-        for (std::size_t i = 0; i < matrix.rows.size(); ++i) {
-          for (std::size_t j = 0; j < matrix.rows.size(); ++j) {
-            total += iteration.mean_EE[i][j] * static_cast<double>(layer.count_EE[i][j]);
-            count += static_cast<double>(layer.count_EE[i][j]);
-          }
-        }
-        table.rows.push_back({std::to_string(layer.layer), std::to_string(l + 1), moment.name,
-                              count == 0 ? "\xE2\x80\x93" : number_text(total / count), number_text(largest(matrix)),
-                              strongest_text(matrix), fixed(100 * iteration.self_edge_share, 1) + " %",
-                              fixed(100 * iteration.symmetric_share, 1) + " %"});
+        mean.push_back(strength_text(mean_of(layer, iteration)));
+        top.push_back(strength_text(largest(matrix)));
+        self.push_back(fixed(100 * iteration.self_edge_share, 1) + " %");
+        symmetric.push_back(fixed(100 * iteration.symmetric_share, 1) + " %");
+        strongest.push_back(strongest_text(matrix));
       }
+      constexpr const char* kThen = " \xE2\x86\x92 ";
+      table.rows.push_back({std::to_string(moments.front().edges->layers[n].layer), std::to_string(l + 1),
+                            join(mean, kThen), join(top, kThen), join(self, kThen), join(symmetric, kThen),
+                            join(strongest, "; ")});
     }
   }
+  if (moments.size() == 2)
+    table.caption = "Before \xE2\x86\x92 after training; for the strongest edge between two experts, before; after";
   return html_table(table);
 }
 

@@ -35,7 +35,7 @@ struct HtmlTable {
 };
 std::string html_table(const HtmlTable& table);
 
-/// Exponential moving average without the pull towards its start, over about `steps` values.
+/// Each value averaged with its neighbours on both sides, weighted by exp(-distance / steps): no lag behind the values.
 std::vector<double> smoothed(const std::vector<double>& values, double steps);
 /// What the pages smooth over: a fortieth of the run, at least 3 steps.
 double smoothing_steps(std::size_t num_values);

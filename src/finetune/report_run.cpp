@@ -227,9 +227,10 @@ std::string curve_section(const RunData& run) {
   const Chart loss = loss_chart(run);
   if (loss.curves.empty()) return "<p class=\"missing\">No curves: metrics.jsonl has no finished step.</p>\n";
   const auto window = static_cast<std::int64_t>(std::lround(smoothing_steps(run.of("loss").value.size())));
-  out += str("<figure>", chart_svg(loss), "<figcaption>Faint lines are the values of single steps; full lines are ",
-             "smoothed over about ", window, " steps (exponential moving average). Squares are measurements on the ",
-             "validation data.</figcaption></figure>\n<div class=\"charts\">\n");
+  out +=
+      str("<figure>", chart_svg(loss), "<figcaption>Faint lines are the values of single steps; full lines are ",
+          "averaged over neighbouring steps, with weights that fall by e within ", window,
+          " steps. Squares are measurements on the validation data.</figcaption></figure>\n<div class=\"charts\">\n");
   for (const MetricChart& metric : metric_charts()) {
     if (!run.of(metric.key).empty()) out += chart_svg(metric_chart(run, metric)) + "\n";
   }

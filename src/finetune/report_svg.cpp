@@ -99,9 +99,11 @@ std::vector<std::string> tick_labels(const std::vector<double>& ticks) {
   return labels;
 }
 
+// A constant, or one but for rounding, gets room of its own size.
 Range padded(Range range, double share) {
+  const double size = std::max(std::abs(range.low), std::abs(range.high));
   double width = range.high - range.low;
-  if (width <= 0) width = range.high == 0 ? 1 : std::abs(range.high);
+  if (width <= 1e-9 * size) width = size == 0 ? 1 : size;
   return {range.low - share * width, range.high + share * width};
 }
 
@@ -219,9 +221,10 @@ std::string legend(const Chart& chart, const Frame& frame) {
 std::string describe(const Curve& curve, const Chart& chart) {
   const auto [low, high] = std::ranges::minmax_element(curve.y);
   const auto x_of = [&](auto place) { return number_text(curve.x[static_cast<std::size_t>(place - curve.y.begin())]); };
-  return str(curve.label.empty() ? chart.title : curve.label, ": ", curve.y.size(), " values; first ",
-             number_text(curve.y.front()), ", last ", number_text(curve.y.back()), ", lowest ", number_text(*low),
-             " at ", x_of(low), ", highest ", number_text(*high), " at ", x_of(high), ". ");
+  return str(curve.label.empty() ? chart.title : curve.label, ": ",
+             with_commas(static_cast<std::int64_t>(curve.y.size())), " values; first ", number_text(curve.y.front()),
+             ", last ", number_text(curve.y.back()), ", lowest ", number_text(*low), " at ", x_of(low), ", highest ",
+             number_text(*high), " at ", x_of(high), ". ");
 }
 
 std::string svg_begin(double width, double height, const std::string& css_class, const std::string& title,
@@ -332,18 +335,21 @@ std::string png_of(const Heatmap& map) {
          png_chunk("IDAT", zlib_stored(pixels)) + png_chunk("IEND", "");
 }
 
+// Two to three digits, as many decimals as the top of the scale asks for: "42.0", "0.42", ".042".
+std::string cell_text(double value, double top) {
+  if (std::isnan(value)) return "\xE2\x80\x93";
+  if (top >= 10) return fixed(value, top >= 100 ? 0 : 1);
+  return top >= 0.1 ? fixed(value, 2) : fixed(value, 3).substr(1);
+}
+
 std::string cell_numbers(const Heatmap& map, double left, double top) {
   std::string out;
   for (std::size_t i = 0; i < map.rows.size(); ++i) {
     for (std::size_t j = 0; j < map.rows[i].size(); ++j) {
-      const double value = map.rows[i][j];
-      const bool on_dark = level_of(value, map.top) > kLevels / 2;
+      const bool on_dark = level_of(map.rows[i][j], map.top) > kLevels / 2;
       out += text_at(left + (static_cast<double>(j) + 0.5) * map.cell_width,
                      top + (static_cast<double>(i) + 0.5) * map.cell_height + 3.2,
-                     on_dark ? " class=\"cell\" fill=\"#fff\"" : " class=\"cell\"",
-                     std::isnan(value) ? "–"
-                     : value >= 100    ? fixed(value, 0)
-                                       : fixed(value, value >= 10 ? 1 : 2));
+                     on_dark ? " class=\"cell\" fill=\"#fff\"" : " class=\"cell\"", cell_text(map.rows[i][j], map.top));
     }
   }
   return out;
@@ -352,7 +358,8 @@ std::string cell_numbers(const Heatmap& map, double left, double top) {
 // A few expert numbers below the columns.
 std::string column_ticks(const Heatmap& map, double left, double y) {
   const auto columns = static_cast<std::int64_t>(map.rows.front().size());
-  const auto room = static_cast<std::int64_t>(std::ceil(20 / map.cell_width));  // columns that a number covers
+  const double label_width = columns * map.columns_per_cell > 100 ? 27 : 20;
+  const auto room = static_cast<std::int64_t>(std::ceil(label_width / map.cell_width));  // columns that a number covers
   std::int64_t step = 1;
   while (step < room) step *= 2;
   std::string out;
@@ -477,7 +484,7 @@ std::string heatmap_svg(const Heatmap& map) {
              "\"/>");
   out += str("<rect class=\"frame\" x=\"", px(left), "\" y=\"", px(top), "\" width=\"", px(right - left),
              "\" height=\"", px(bottom - top), "\"/>");
-  const bool has_room = map.cell_width >= 24 && map.cell_height >= 13;
+  const bool has_room = map.cell_width >= 24 && map.cell_height >= 13 && map.top >= 0.005;
   if (has_room && map.rows.front().size() <= kMaxNumberedCells) out += cell_numbers(map, left, top);
   out += column_ticks(map, left, bottom + 11) + row_ticks(map, left, top, right);
   if (!map.x_label.empty())
