@@ -8,6 +8,7 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "finetune/report_page.h"
+#include "model/edge_strength.h"
 #include "tests/support/catch.h"
 #include "tests/support/tiny_model.h"
 
@@ -307,6 +308,21 @@ TEST_CASE("report: a long run of a large model stays below 2 MB and is read in s
   REQUIRE(count_of(page, "data:image/png;base64,") == 1 + 2 * 2 * kLayers);
   REQUIRE(contains(page, "over steps 18,001 to 20,000"));
   REQUIRE(contains(page, "20,000 values"));
+}
+
+TEST_CASE("report: reads what edge_strength_json writes", "[finetune]") {
+  const TemporaryFolder folder;
+  const Decoder model = tiny_model(tiny_config());
+  const std::vector<ModelInput> batches{packed_input(at::arange(40), {25, 15})};
+  const EdgeStrength edges = edge_strength(model, batches);
+  write_text(folder / "run/metrics.jsonl", step_line(1, 2.0).dump() + "\n");
+  write_text(folder / "run/analysis/edges.json",
+             Json{{"before", nullptr}, {"after", edge_strength_json(edges)}}.dump());
+  const std::string page = report_of(folder, {"run"});
+  REQUIRE(contains(page, "After training: 40 tokens."));
+  REQUIRE(count_of(page, "aria-label=\"iteration 2, after\"") == 2);  // one a layer
+  const double self = self_edge_share(edges.layers[1].iterations[0].slot_KK);
+  REQUIRE(contains(page, fixed(100 * self, 1) + " %</td>"));
 }
 
 TEST_CASE("report: more experts than cells are averaged in blocks, and that is said", "[finetune]") {
