@@ -71,7 +71,7 @@ std::vector<double> smoothed(const std::vector<double>& values, double steps) {
   return totals;
 }
 
-double smoothing_steps(std::size_t num_values) { return std::max(3.0, static_cast<double>(num_values) / 40); }
+double smoothing_steps(std::size_t num_values) { return std::max(1.5, static_cast<double>(num_values) / 60); }
 
 std::span<const MetricChart> metric_charts() {
   static constexpr std::array<MetricChart, 9> charts{

@@ -155,7 +155,7 @@ std::string curve_comparison(const std::vector<RunData>& runs) {
   for (const MetricChart& metric : metric_charts()) add(overlay(runs, metric, false, CurveKind::kLine));
   return out +
          "</div>\n<p class=\"note\">Smoothed: averaged over neighbouring steps with weights that fall by e within a "
-         "fortieth of the run, at least 3 steps.</p>\n";
+         "sixtieth of the run, at least 1.5 steps.</p>\n";
 }
 
 }  // namespace

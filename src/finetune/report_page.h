@@ -37,7 +37,7 @@ std::string html_table(const HtmlTable& table);
 
 /// Each value averaged with its neighbours on both sides, weighted by exp(-distance / steps): no lag behind the values.
 std::vector<double> smoothed(const std::vector<double>& values, double steps);
-/// What the pages smooth over: a fortieth of the run, at least 3 steps.
+/// What the pages smooth over: a sixtieth of the run, at least 1.5 steps. More would round off the start of a run.
 double smoothing_steps(std::size_t num_values);
 
 /// A metric of the step lines as a chart: its key in metrics.jsonl, and how it reads.

@@ -200,8 +200,8 @@ std::string score_section(const RunData& run) {
     const std::string steps = steps_text(valid.step.front(), valid.step.back());
     table.rows.push_back({"Validation", "loss, lower is better", fixed(before, 4), fixed(after, 4),
                           signed_text(after - before, 4), steps});
-    table.rows.push_back({"Validation", "perplexity, lower is better", number_text(std::exp(before)),
-                          number_text(std::exp(after)), signed_text(std::exp(after) - std::exp(before), 3), steps});
+    table.rows.push_back({"Validation", "perplexity, lower is better", fixed(std::exp(before), 2),
+                          fixed(std::exp(after), 2), signed_text(std::exp(after) - std::exp(before), 2), steps});
   }
   for (const ScoreSeries& score : run.scores) {
     const auto &first = score.at.front(), &last = score.at.back();
@@ -226,7 +226,7 @@ std::string curve_section(const RunData& run) {
   std::string out;
   const Chart loss = loss_chart(run);
   if (loss.curves.empty()) return "<p class=\"missing\">No curves: metrics.jsonl has no finished step.</p>\n";
-  const auto window = static_cast<std::int64_t>(std::lround(smoothing_steps(run.of("loss").value.size())));
+  const std::string window = number_text(std::round(10 * smoothing_steps(run.of("loss").value.size())) / 10);
   out +=
       str("<figure>", chart_svg(loss), "<figcaption>Faint lines are the values of single steps; full lines are ",
           "averaged over neighbouring steps, with weights that fall by e within ", window,

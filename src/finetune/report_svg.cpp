@@ -115,7 +115,7 @@ Range x_range(const Chart& chart) {
   return range.low == range.high ? Range{range.low - 1, range.high + 1} : range;
 }
 
-// One spike must not flatten the rest of the curve: what lies far above 99 % of the values is left outside, and said.
+// A spike must not flatten the rest of a long curve: what lies far above 99 % of the values is left outside, and said.
 Range y_range(const Chart& chart) {
   std::vector<double> values;
   for (const Curve& curve : chart.curves) values.insert(values.end(), curve.y.begin(), curve.y.end());
@@ -123,7 +123,7 @@ Range y_range(const Chart& chart) {
   const double low = chart.from_zero ? std::min(0.0, values.front()) : values.front();
   const double most = values[(values.size() - 1) * 99 / 100];
   double high = values.back();
-  if (high - low > 3 * (most - low) && most > low) high = low + 1.5 * (most - low);
+  if (values.size() >= 400 && high - low > 3 * (most - low) && most > low) high = low + 1.5 * (most - low);
   Range range = padded({low, high}, 0.04);
   if (chart.from_zero && low == 0) range.low = 0;
   return range;
@@ -182,8 +182,10 @@ std::string curve_path(const Curve& curve, const Frame& frame) {
     path += str(i == 0 ? "M" : "L", px(frame.px_x(points.x[i])), " ", px(frame.px_y(points.y[i])));
   const Style& style = style_of(curve.style);
   const bool is_faint = curve.kind == CurveKind::kFaint;
+  // Many values overlap to a band, which must stay lighter than the line over it.
+  const char* faint = points.x.size() > 500 ? "0.7\" stroke-opacity=\"0.25" : "0.9\" stroke-opacity=\"0.45";
   std::string out = str("<path fill=\"none\" stroke-linejoin=\"round\" stroke=\"", style.colour, "\" stroke-width=\"",
-                        is_faint ? "0.8\" stroke-opacity=\"0.35" : "1.7", "\"");
+                        is_faint ? faint : "1.7", "\"");
   if (!is_faint && *style.dash != '\0') out += str(" stroke-dasharray=\"", style.dash, "\"");
   out += str(" d=\"", path, "\"/>");
   if (curve.kind == CurveKind::kPoints || points.x.size() == 1) {
