@@ -93,6 +93,20 @@ void read_metrics(RunData& run) {
   }
 }
 
+// One line of experts.jsonl: a row of counts for each layer, all of one length.
+ExpertCounts counts_of(const Json& entry, const fs::path& path) {
+  const auto step = entry.at("step").get<std::int64_t>();
+  ExpertCounts counts{entry.at("layers").get<std::vector<std::int64_t>>(),
+                      entry.at("counts").get<std::vector<std::vector<std::int64_t>>>(), step, step};
+  bool fits = counts.layers.size() == counts.counts_LE.size();
+  for (const auto& row : counts.counts_LE) fits = fits && !row.empty() && row.size() == counts.counts_LE.front().size();
+  if (!fits) {
+    throw InputError(str(path.string(), ": step ", step, ": found ", counts.counts_LE.size(), " rows of counts for ",
+                         counts.layers.size(), " layers, expected one for each, all of the same length above 0"));
+  }
+  return counts;
+}
+
 // Of experts.jsonl only the end is read: a long run has gigabytes of it.
 std::optional<ExpertCounts> read_experts(const fs::path& path, std::int64_t num_steps) {
   if (!fs::is_regular_file(path)) return std::nullopt;
@@ -112,14 +126,20 @@ std::optional<ExpertCounts> read_experts(const fs::path& path, std::int64_t num_
     if (!entry) continue;
     const auto step = entry->at("step").get<std::int64_t>();
     if (step <= after_step) break;
-    const auto counts_LE = entry->at("counts").get<std::vector<std::vector<std::int64_t>>>();
+    const ExpertCounts counts = counts_of(*entry, path);
     if (!sum) {
-      sum = ExpertCounts{entry->at("layers").get<std::vector<std::int64_t>>(), counts_LE, step, step};
+      sum = counts;
       continue;
     }
+    const bool fits = counts.layers == sum->layers &&
+                      (counts.layers.empty() || counts.counts_LE.front().size() == sum->counts_LE.front().size());
+    if (!fits) {
+      throw InputError(str(path.string(), ": the layers or the number of experts change at step ", step,
+                           ", expected the same for the whole run"));
+    }
     sum->first_step = step;
-    for (std::size_t l = 0; l < counts_LE.size(); ++l) {
-      for (std::size_t e = 0; e < counts_LE[l].size(); ++e) sum->counts_LE.at(l).at(e) += counts_LE[l][e];
+    for (std::size_t l = 0; l < counts.counts_LE.size(); ++l) {
+      for (std::size_t e = 0; e < counts.counts_LE[l].size(); ++e) sum->counts_LE[l][e] += counts.counts_LE[l][e];
     }
   }
   return sum;
@@ -160,9 +180,10 @@ std::vector<SampleText> samples_of(const Json& json) {
 
 void require_square(std::size_t rows, const std::vector<std::size_t>& columns, const fs::path& path) {
   for (const std::size_t size : columns) {
-    if (size != rows)
-      throw InputError(
-          str(path.string(), ": found ", rows, " rows and one of ", size, " columns, expected a square matrix"));
+    if (rows == 0 || size != rows) {
+      throw InputError(str(path.string(), ": found a matrix of ", rows, " rows and one of ", size,
+                           " columns, expected a square matrix of all experts"));
+    }
   }
 }
 
@@ -256,8 +277,6 @@ RunData read_run(const fs::path& folder) {
     run.experts = read_experts(experts, run.num_steps);
   } catch (const Json::exception& error) {
     throw InputError(str(experts.string(), ": is not as finetune writes it: ", error.what()));
-  } catch (const std::out_of_range&) {
-    throw InputError(str(experts.string(), ": the number of layers or experts changes between steps"));
   }
   read_if_there(folder / "environment.json", [&](const Json& json) { run.environment = json; });
   read_if_there(folder / "analysis/groups.json", [&](const Json& json) { run.groups = groups_of(json); });

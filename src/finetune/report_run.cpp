@@ -153,7 +153,7 @@ std::string dead_experts(const ExpertCounts& experts) {
     for (std::size_t e = 0; e < experts.counts_LE[l].size(); ++e) {
       if (experts.counts_LE[l][e] == 0) dead.push_back(std::to_string(e));
     }
-    if (!dead.empty()) items += str("<li>layer ", experts.layers.at(l), ": ", join(dead, ", "), "</li>\n");
+    if (!dead.empty()) items += str("<li>layer ", experts.layers[l], ": ", join(dead, ", "), "</li>\n");
   }
   if (items.empty()) return "<p>Dead experts: none; each expert of each layer got tokens.</p>\n";
   return "<h3>Dead experts: no token in these steps</h3>\n<ul class=\"note\">\n" + items + "</ul>\n";
@@ -240,7 +240,7 @@ std::string curve_section(const RunData& run) {
 std::string expert_section(const RunData& run) {
   if (!run.experts) return html_missing("experts.jsonl", "The use of the experts is");
   const ExpertCounts& experts = *run.experts;
-  if (experts.counts_LE.empty() || experts.counts_LE.front().empty()) return "";
+  if (experts.counts_LE.empty()) return "<p class=\"missing\">The model has no experts.</p>\n";
   Heatmap map;
   const auto E = experts.counts_LE.front().size();
   double top = 0;
@@ -249,7 +249,7 @@ std::string expert_section(const RunData& run) {
     const double most = *std::ranges::max_element(map.rows.back());
     const double least = *std::ranges::min_element(map.rows.back());
     top = std::max(top, most);
-    map.row_labels.push_back("layer " + std::to_string(experts.layers.at(l)));
+    map.row_labels.push_back("layer " + std::to_string(experts.layers[l]));
     map.row_notes.push_back(str(fixed(100 * least, 1), " to ", fixed(100 * most, 1), " %"));
   }
   for (auto& row : map.rows) {

@@ -234,6 +234,19 @@ TEST_CASE("report: a folder without metrics, a damaged line and a file of anothe
   std::filesystem::remove(folder / "run/analysis/edges.json");
   write_text(folder / "run/experts.jsonl", "{\"step\":3,\"layers\":[0],\"counts\":[[1,2]]}\nx\n");
   REQUIRE(contains(message_of(folder, "run"), "experts.jsonl:2: found broken JSON"));
+  const std::pair<const char*, const char*> broken[] = {
+      {R"({"step":3,"layers":[0,1],"counts":[[1,2]]})", "step 3: found 1 rows of counts for 2 layers"},
+      {R"({"step":3,"layers":[0,1],"counts":[[1,2],[3]]})", "all of the same length above 0"},
+      {R"({"step":3,"layers":[0],"counts":[[]]})", "all of the same length above 0"},
+      {R"({"step":3,"layers":"a","counts":[[1]]})", "is not as finetune writes it"}};
+  for (const auto& [line, message] : broken) {
+    write_text(folder / "run/experts.jsonl", str(line, "\n"));
+    REQUIRE(contains(message_of(folder, "run"), message));
+  }
+  write_text(folder / "run/metrics.jsonl", metrics_text(30));
+  write_text(folder / "run/experts.jsonl",
+             "{\"step\":29,\"layers\":[0],\"counts\":[[1,2]]}\n{\"step\":30,\"layers\":[0],\"counts\":[[1,2,3]]}\n");
+  REQUIRE(contains(message_of(folder, "run"), "change at step 29"));
   REQUIRE_FALSE(contains(read_text(folder / "page.html"), "broken"));  // the page of before stays
 }
 
