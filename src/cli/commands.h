@@ -20,6 +20,7 @@ void register_eval(CLI::App& app, RunCommand& run);
 void register_generate(CLI::App& app, RunCommand& run);
 void register_inspect(CLI::App& app, RunCommand& run);
 void register_validate(CLI::App& app, RunCommand& run);
+void register_report(CLI::App& app, RunCommand& run);
 
 /// Parses, runs and maps errors: what every error class returns is in base/error.h. The whole program, callable from a
 /// test.

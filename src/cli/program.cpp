@@ -68,6 +68,7 @@ int run_program(int argc, const char* const* argv) {
     register_generate(app, run);
     register_inspect(app, run);
     register_validate(app, run);
+    register_report(app, run);
     try {
       app.parse(argc, argv);
     } catch (const CLI::Success& success) {

@@ -6,6 +6,7 @@
 #include <array>
 #include <chrono>
 #include <cstring>
+#include <functional>
 #include <optional>
 #include <utility>
 
@@ -217,6 +218,17 @@ TensorBoardWriter TensorBoardWriter::reopen(const std::filesystem::path& folder,
 
 void TensorBoardWriter::scalar(std::string_view tag, std::int64_t step, double value, double wall_time) {
   pending_ += tfrecord(scalar_event(tag, step, value, wall_time));
+}
+
+void TensorBoardWriter::metrics_line(const Json& line, double wall_time) {
+  const auto step = line.at("step").get<std::int64_t>();
+  const std::function<void(const std::string&, const Json&)> add = [&](const std::string& prefix, const Json& object) {
+    for (const auto& [key, value] : object.items()) {
+      if (value.is_object()) add(prefix + key + "/", value);
+      if (value.is_number() && prefix + key != "step") scalar(prefix + key, step, value.get<double>(), wall_time);
+    }
+  };
+  add("", line);
 }
 
 void TensorBoardWriter::flush() {

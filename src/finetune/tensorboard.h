@@ -3,10 +3,11 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
-#include <span>
 #include <string>
 #include <string_view>
 #include <vector>
+
+#include "base/json.h"
 
 namespace dagmoe {
 
@@ -24,6 +25,8 @@ class TensorBoardWriter {
 
   /// `wall_time` in seconds since 1970.
   void scalar(std::string_view tag, std::int64_t step, double value, double wall_time);
+  /// Every number of a line of metrics.jsonl but its step, by its key, nested ones as "scores/arc_easy/acc".
+  void metrics_line(const Json& line, double wall_time);
   /// Once a step, so that TensorBoard never sees half of one. Throws InputError (disk full).
   void flush();
   const std::filesystem::path& path() const noexcept { return path_; }

@@ -116,6 +116,16 @@ TEST_CASE("tensorboard: a run resumed without an event file, or with an empty on
   REQUIRE(without_first_record(read_text(path)).empty());
 }
 
+TEST_CASE("tensorboard: a line of metrics.jsonl becomes a scalar for each of its numbers", "[finetune]") {
+  const TemporaryFolder folder;
+  TensorBoardWriter writer = TensorBoardWriter::create(folder.path());
+  writer.metrics_line(
+      {{"step", 3}, {"loss", 1.5}, {"skipped", true}, {"z_loss", nullptr}, {"scores", {{"copa", {{"acc", 0.75}}}}}}, 8);
+  writer.flush();
+  REQUIRE(without_first_record(read_text(writer.path())) ==
+          tfrecord(scalar_event("loss", 3, 1.5, 8)) + tfrecord(scalar_event("scores/copa/acc", 3, 0.75, 8)));
+}
+
 TEST_CASE("tensorboard: a folder that is not there is an error", "[finetune]") {
   const TemporaryFolder folder;
   REQUIRE_THROWS_AS(TensorBoardWriter::create(folder / "missing"), InputError);
