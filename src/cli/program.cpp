@@ -2,6 +2,7 @@
 #include <torch/headeronly/version.h>
 
 #include <CLI/CLI.hpp>
+#include <csignal>
 #include <exception>
 #include <iostream>
 #include <string>
@@ -54,6 +55,7 @@ int print_error(const std::string& message, ExitCode code) {
 
 int run_program(int argc, const char* const* argv) {
   keep_freed_memory();
+  std::signal(SIGXFSZ, SIG_IGN);  // a write beyond a file-size limit is an error with a message
   try {
     CLI::App app{"Fine-tuning toolkit for DAG-MoE language models"};
     app.name("dagmoe");

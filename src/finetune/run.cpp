@@ -12,16 +12,19 @@
 #include "finetune/checkpoints.h"
 #include "finetune/flops.h"
 #include "finetune/group_table.h"
+#include "finetune/report.h"
 #include "finetune/run_data.h"
 #include "finetune/run_folder.h"
 #include "finetune/run_setup.h"
 #include "finetune/trainer.h"
 #include "finetune/validation_history.h"
+#include "model/edge_strength.h"
 
 namespace dagmoe {
 namespace {
 
-constexpr std::int64_t kSampleCount = 4;  // shown in the report
+constexpr std::int64_t kSampleCount = 4;        // shown in the report
+constexpr std::int64_t kAnalysisTokens = 8192;  // that the learned graph is looked at with
 
 /// Sums over the step lines of a run, which are all that a resumed run knows of the steps before.
 class StepTotals {
@@ -81,6 +84,7 @@ class Run {
     // A run of so many steps never packs its samples beforehand: what was cut is known only now.
     if (!recipe_.epochs) report_cuts(counted_before, data_.train.counters(), 1, recipe_.data.max_seq_len);
     if (!result_.interrupted) finish();
+    report();
     result_.steps = trainer_.num_steps_done();
     result_.train_loss = totals_.loss();
     result_.best_step = history_.best_step();
@@ -134,7 +138,28 @@ class Run {
   void begin() {
     folder_.write_analysis("groups", group_json(group_rows(setup_)));
     folder_.write_analysis("samples", sample_json(data_.train, *data_.tokenizer, kSampleCount));
+    if (setup_.config.dag) folder_.write_analysis("edges", {{"before", edges()}, {"after", nullptr}});
     validate();
+  }
+
+  // How strong the learned edges are, on the first samples of data.valid, of data.train without it.
+  Json edges() {
+    const std::int64_t micro_batch_tokens = recipe_.batch.micro_batch_tokens;
+    const std::vector<PackedBatch> batches =
+        analysis_batches(data_.valid ? *data_.valid : data_.train, micro_batch_tokens, kAnalysisTokens);
+    std::vector<ModelInput> inputs;
+    for (const PackedBatch& batch : batches) inputs.push_back(model_input(batch));
+    return edge_strength_json(edge_strength(model_, inputs));
+  }
+
+  // A page that cannot be written is no reason to lose a run.
+  void report() {
+    try {
+      const std::filesystem::path folder = folder_.path();
+      write_report(folder / "report.html", std::span(&folder, 1));
+    } catch (const InputError& error) {
+      log_warning(str("report.html was not written: ", error.what()));
+    }
   }
 
   // Loss on data.valid and scores of the tasks; nothing without them.
@@ -208,6 +233,9 @@ class Run {
     result_.output = folder_.final_path();
     write_folder_atomically(result_.output, {.replace = true},
                             [&](const std::filesystem::path& path) { save_model(path, model_, setup_.source); });
+    if (!setup_.config.dag) return;
+    const Json analysis = folder_.read_analysis("edges");
+    folder_.write_analysis("edges", {{"before", analysis.value("before", Json())}, {"after", edges()}});
   }
 
   const Recipe& recipe_;

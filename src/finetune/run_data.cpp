@@ -2,7 +2,6 @@
 
 #include "base/log.h"
 #include "base/text.h"
-#include "data/packed_batch.h"
 
 namespace dagmoe {
 namespace {
@@ -78,6 +77,16 @@ Json sample_json(ExampleStream& stream, const Tokenizer& tokenizer, std::int64_t
   }
   stream.seek(start);
   return samples;
+}
+
+std::vector<PackedBatch> analysis_batches(ExampleStream& stream, std::int64_t micro_batch_tokens,
+                                          std::int64_t max_tokens) {
+  const StreamPosition start = stream.position();
+  stream.seek({});
+  auto step = next_step_batch(
+      stream, {.step_tokens = max_tokens, .step_sequences = 0, .micro_batch_tokens = micro_batch_tokens});
+  stream.seek(start);
+  return step ? std::move(step->micro_batches) : std::vector<PackedBatch>();
 }
 
 }  // namespace dagmoe

@@ -7,6 +7,7 @@
 
 #include "base/json.h"
 #include "data/example.h"
+#include "data/packed_batch.h"
 #include "data/tokenizer.h"
 #include "finetune/recipe.h"
 #include "finetune/run_setup.h"
@@ -31,5 +32,10 @@ void report_cuts(const StreamCounters& before, const StreamCounters& after, std:
 /// The first training samples as they are learnt: [{"line": n, "tokens": n, "pieces": [{"text",
 /// "supervised"}]}]. The stream stands afterwards where it stood before.
 Json sample_json(ExampleStream& stream, const Tokenizer& tokenizer, std::int64_t count);
+
+/// The first samples of a stream, about `max_tokens` of them, as batches for an analysis. The stream stands afterwards
+/// where it stood before.
+std::vector<PackedBatch> analysis_batches(ExampleStream& stream, std::int64_t micro_batch_tokens,
+                                          std::int64_t max_tokens);
 
 }  // namespace dagmoe

@@ -77,16 +77,6 @@ double seconds_since_1970() {
   return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
-// Numbers become scalars under their dotted path; anything else is left out.
-void add_scalars(TensorBoardWriter& events, const std::string& tag, const Json& value, std::int64_t step, double time) {
-  if (value.is_number()) events.scalar(tag, step, value.get<double>(), time);
-  if (!value.is_object()) return;
-  for (const auto& [key, child] : value.items()) {
-    if (tag.empty() && (key == "step" || key == "padding_tokens")) continue;
-    add_scalars(events, tag.empty() ? key : tag + "/" + key, child, step, time);
-  }
-}
-
 // The whole lines of a JSONL file up to a step. A killed process may have left half a line at the end.
 std::vector<Json> lines_until(const fs::path& path, std::int64_t step) {
   std::vector<Json> lines;
@@ -187,7 +177,7 @@ RunFolder RunFolder::reopen(const Recipe& recipe, std::int64_t resume_step) {
 
 void RunFolder::write_line(const Json& line) {
   append_line(metrics_, folder_ / kMetrics, line);
-  add_scalars(events_, "", line, line.at("step").get<std::int64_t>(), seconds_since_1970());
+  events_.metrics_line(line, seconds_since_1970());
   events_.flush();
   lines_.push_back(line);
 }
@@ -214,6 +204,11 @@ void RunFolder::write_analysis(const std::string& name, const Json& content) con
   fs::create_directories(folder, error);
   if (error) throw InputError(str(folder.string(), ": cannot be created: ", error.message()));
   write_file_atomically(folder / (name + ".json"), content.dump() + "\n");
+}
+
+Json RunFolder::read_analysis(const std::string& name) const {
+  const fs::path file = folder_ / "analysis" / (name + ".json");
+  return fs::exists(file) ? read_json_file(file) : Json();
 }
 
 void RunFolder::sync() const {

@@ -36,6 +36,8 @@ class RunFolder {
   void write_scores(std::int64_t step, const Json& scores);
   /// analysis/NAME.json
   void write_analysis(const std::string& name, const Json& content) const;
+  /// null when there is none.
+  Json read_analysis(const std::string& name) const;
   /// What was written so far survives a loss of power: before a checkpoint that counts on it.
   void sync() const;
 

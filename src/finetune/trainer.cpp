@@ -45,9 +45,9 @@ TensorSource tensor_source(const std::string& name, const at::Tensor& tensor) {
 
 bool is_finite(const at::Tensor& tensor) { return at::isfinite(tensor).all().item<bool>(); }
 
-// A seed of its own for every micro batch of a run.
-std::uint64_t noise_seed(std::uint64_t seed, std::int64_t step, std::size_t micro_batch) {
-  std::uint64_t x = seed ^ (static_cast<std::uint64_t>(step) << 20) ^ static_cast<std::uint64_t>(micro_batch);
+// A seed of its own for every step of a run.
+std::uint64_t noise_seed(std::uint64_t seed, std::int64_t step) {
+  std::uint64_t x = seed ^ (static_cast<std::uint64_t>(step) << 20);
   for (const std::uint64_t factor : {0xbf58476d1ce4e5b9ULL, 0x94d049bb133111ebULL}) x = (x ^ (x >> 30)) * factor;
   return x ^ (x >> 31);
 }
@@ -105,11 +105,12 @@ void Trainer::clear_gradients() {
   for (const TrainedParameter& parameter : optimizer_->parameters()) parameter.tensor.mutable_grad() = at::Tensor();
 }
 
-ForwardOptions Trainer::forward_options(std::size_t micro_batch) const {
+ForwardOptions Trainer::forward_options(const StepBatch& batch, std::size_t micro_batch) const {
   ForwardOptions options;
   options.recompute = config_.recompute;
   options.neftune_alpha = config_.neftune_alpha;
-  options.noise_seed = noise_seed(config_.seed, num_steps_done_, micro_batch);
+  options.noise_seed = noise_seed(config_.seed, num_steps_done_);
+  for (std::size_t m = 0; m < micro_batch; ++m) options.first_sequence += batch.micro_batches[m].num_segments();
   options.on_module = config_.on_module;
   return options;
 }
@@ -118,7 +119,7 @@ ExpertCounts Trainer::count_experts(const StepBatch& batch) const {
   const at::NoGradGuard no_grad;
   ExpertCounts counts;
   for (std::size_t m = 0; m < batch.micro_batches.size(); ++m) {
-    const ModelOutput output = model_.forward(model_input(batch.micro_batches[m]), forward_options(m));
+    const ModelOutput output = model_.forward(model_input(batch.micro_batches[m]), forward_options(batch, m));
     counts += expert_counts(output.routing, model_.config.moe->num_experts);
   }
   return counts;
@@ -127,7 +128,7 @@ ExpertCounts Trainer::count_experts(const StepBatch& batch) const {
 bool Trainer::accumulate(const StepBatch& batch, std::size_t micro_batch, const ExpertCounts* step_counts,
                          StepMetrics& metrics, RouterSums& router) {
   const PackedBatch& micro = batch.micro_batches[micro_batch];
-  const ModelOutput output = model_.forward(model_input(micro), forward_options(micro_batch));
+  const ModelOutput output = model_.forward(model_input(micro), forward_options(batch, micro_batch));
   const SmoothedCrossEntropy cross_entropy =
       smoothed_cross_entropy(output.hidden_TD, model_.output_weight(), label_tensor(micro),
                              1.0 / static_cast<double>(batch.num_targets), config_.label_smoothing);
@@ -216,14 +217,15 @@ StepMetrics Trainer::step() {
   return metrics;
 }
 
-// The micro batch runs once more, and the first value that is not finite names its module.
-Trainer::Fault Trainer::find_forward_fault(const StepBatch& batch, std::size_t micro_batch) const {
+// Runs a micro batch again without gradients: the first value that is not finite, in the order of the forward pass;
+// empty when all are.
+std::string Trainer::find_bad_activation(const StepBatch& batch, std::size_t micro_batch) const {
   const at::NoGradGuard no_grad;
   std::string place;
   const auto check = [&place](const std::string& name, const at::Tensor& tensor) {
     if (place.empty() && !is_finite(tensor)) place = str("the output of ", name);
   };
-  ForwardOptions options = forward_options(micro_batch);
+  ForwardOptions options = forward_options(batch, micro_batch);
   options.recompute = false;
   options.on_module = [&](const std::string& module, const at::Tensor& output_TD) {
     if (config_.on_module) config_.on_module(module, output_TD);
@@ -234,22 +236,29 @@ Trainer::Fault Trainer::find_forward_fault(const StepBatch& batch, std::size_t m
     check(str("model.layers.", layer, ".mlp.experts"), input.expert_out_TKD);
   };
   model_.forward(model_input(batch.micro_batches[micro_batch]), options);
+  return place;
+}
+
+Trainer::Fault Trainer::find_forward_fault(const StepBatch& batch, std::size_t micro_batch) const {
+  const std::string place = find_bad_activation(batch, micro_batch);
   return {micro_batch, place.empty() ? "the loss" : place};
 }
 
-// The micro batches run again one by one. Backward goes from the last module to the first, so the last parameter whose
-// gradient is not finite is the one next to the cause.
+// The micro batches run again one by one. An activation of a token outside the loss can be at fault, too: it shows
+// first in a gradient. Backward goes from the last module to the first, so the last parameter whose gradient is not
+// finite is the one next to the cause.
 Trainer::Fault Trainer::find_gradient_fault(const StepBatch& batch) {
   for (std::size_t m = 0; m < batch.micro_batches.size(); ++m) {
     clear_gradients();
     StepMetrics unused;
     RouterSums unused_sums;
-    const bool is_loss_finite = accumulate(batch, m, nullptr, unused, unused_sums);
-    if (!is_loss_finite) return find_forward_fault(batch, m);
+    accumulate(batch, m, nullptr, unused, unused_sums);
     const auto& parameters = optimizer_->parameters();
     for (auto parameter = parameters.rbegin(); parameter != parameters.rend(); ++parameter) {
       const at::Tensor& gradient = parameter->tensor.grad();
-      if (gradient.defined() && !is_finite(gradient)) return {m, str("the gradient of ", parameter->name)};
+      if (!gradient.defined() || is_finite(gradient)) continue;
+      const std::string activation = find_bad_activation(batch, m);
+      return {m, activation.empty() ? str("the gradient of ", parameter->name) : activation};
     }
   }
   return {batch.micro_batches.size() - 1, "the norm of all gradients together"};

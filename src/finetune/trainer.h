@@ -78,13 +78,14 @@ class Trainer {
   };
 
   StepBatch next_batch();
-  ForwardOptions forward_options(std::size_t micro_batch) const;
+  ForwardOptions forward_options(const StepBatch& batch, std::size_t micro_batch) const;
   ExpertCounts count_experts(const StepBatch& batch) const;
   /// Adds the gradients of one micro batch; false when its objective is not finite.
   bool accumulate(const StepBatch& batch, std::size_t micro_batch, const ExpertCounts* step_counts,
                   StepMetrics& metrics, RouterSums& router);
   std::optional<Fault> accumulate_all(const StepBatch& batch, StepMetrics& metrics);
   void clear_gradients();
+  std::string find_bad_activation(const StepBatch& batch, std::size_t micro_batch) const;
   Fault find_forward_fault(const StepBatch& batch, std::size_t micro_batch) const;
   Fault find_gradient_fault(const StepBatch& batch);
   std::vector<StateTensor> saved_tensors() const;

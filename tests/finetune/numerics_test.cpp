@@ -14,6 +14,9 @@ using namespace dagmoe::testing;
 
 namespace {
 
+// Token 40 of the first sample is one that the loss counts: samples have 48 tokens, and the answer is their end.
+constexpr std::int64_t kAnswerToken = 40, kPromptToken = 0;
+
 // Changes the output of one module in all forward passes from the n-th on, without autograd noticing.
 class Injection {
  public:
@@ -31,12 +34,12 @@ class Injection {
 };
 
 RunOptions with_nan_activation(const std::string& module, int first_pass,
-                               int last_pass = std::numeric_limits<int>::max()) {
+                               int last_pass = std::numeric_limits<int>::max(), std::int64_t token = kAnswerToken) {
   RunOptions options;
-  options.on_module = [injection = std::make_shared<Injection>(module, first_pass, last_pass)](
+  options.on_module = [token, injection = std::make_shared<Injection>(module, first_pass, last_pass)](
                           const std::string& name, const at::Tensor& output_TD) {
     if (injection->hits(name))
-      static_cast<float*>(output_TD.mutable_data_ptr())[0] = std::numeric_limits<float>::quiet_NaN();
+      output_TD.mutable_data_ptr<float>()[token * output_TD.size(1)] = std::numeric_limits<float>::quiet_NaN();
   };
   return options;
 }
@@ -81,6 +84,10 @@ TEST_CASE("numerics: a NaN in an activation names its module and leaves every we
   const auto saved = newest_checkpoint(run.folder / "bad");
   REQUIRE(saved->step == 2);
   REQUIRE(changed_tensors(run.folder / "two" / "final", saved->path).empty());
+  // A token outside the loss spoils gradients all the same.
+  REQUIRE_THAT(failure_of(run.into("prompt", one_batch),
+                          with_nan_activation("model.layers.1.mlp", 3, std::numeric_limits<int>::max(), kPromptToken)),
+               Catch::Contains("step 3, micro batch 1 of 1: the output of model.layers.1.mlp is not finite"));
   // What comes first is named, though the NaN runs through everything behind it.
   REQUIRE_THAT(failure_of(run.into("early", one_batch), with_nan_activation("model.layers.0.self_attn", 2)),
                Catch::Contains("the output of model.layers.0.self_attn"));
@@ -88,8 +95,8 @@ TEST_CASE("numerics: a NaN in an activation names its module and leaves every we
 
 TEST_CASE("numerics: a NaN in a gradient names the parameter next to it and leaves every weight as it was",
           "[finetune]") {
-  const TinyRun run("steps: 6\ntrainable: [full]\n");
-  const std::vector<std::string> one_batch{"batch.micro_batch_tokens=4096", "data.valid=[]"};
+  const TinyRun run("steps: 6\n");
+  const std::vector<std::string> one_batch{"trainable=[full]", "batch.micro_batch_tokens=4096", "data.valid=[]"};
   std::vector<std::string> two_steps = one_batch;
   two_steps.emplace_back("steps=2");
   run_finetune(run.into("two", two_steps), {});
