@@ -94,9 +94,9 @@ void read_metrics(RunData& run) {
 }
 
 // One line of experts.jsonl: a row of counts for each layer, all of one length.
-ExpertCounts counts_of(const Json& entry, const fs::path& path) {
+ExpertHistory counts_of(const Json& entry, const fs::path& path) {
   const auto step = entry.at("step").get<std::int64_t>();
-  ExpertCounts counts{entry.at("layers").get<std::vector<std::int64_t>>(),
+  ExpertHistory counts{entry.at("layers").get<std::vector<std::int64_t>>(),
                       entry.at("counts").get<std::vector<std::vector<std::int64_t>>>(), step, step};
   bool fits = counts.layers.size() == counts.counts_LE.size();
   for (const auto& row : counts.counts_LE) fits = fits && !row.empty() && row.size() == counts.counts_LE.front().size();
@@ -108,12 +108,12 @@ ExpertCounts counts_of(const Json& entry, const fs::path& path) {
 }
 
 // Of experts.jsonl only the end is read: a long run has gigabytes of it.
-std::optional<ExpertCounts> read_experts(const fs::path& path, std::int64_t num_steps) {
+std::optional<ExpertHistory> read_experts(const fs::path& path, std::int64_t num_steps) {
   if (!fs::is_regular_file(path)) return std::nullopt;
   const auto file = MappedFile::open(path);
   const std::int64_t after_step = num_steps - std::max<std::int64_t>(1, num_steps / 10);
   std::string_view text = file->text();
-  std::optional<ExpertCounts> sum;
+  std::optional<ExpertHistory> sum;
   while (!text.empty()) {
     const bool ended = text.ends_with('\n');
     if (ended) text.remove_suffix(1);
@@ -126,7 +126,7 @@ std::optional<ExpertCounts> read_experts(const fs::path& path, std::int64_t num_
     if (!entry) continue;
     const auto step = entry->at("step").get<std::int64_t>();
     if (step <= after_step) break;
-    const ExpertCounts counts = counts_of(*entry, path);
+    const ExpertHistory counts = counts_of(*entry, path);
     if (!sum) {
       sum = counts;
       continue;

@@ -30,7 +30,7 @@ struct ScoreSeries {
 };
 
 /// Assignments of tokens to experts, summed over steps [first_step, last_step].
-struct ExpertCounts {
+struct ExpertHistory {
   std::vector<std::int64_t> layers;
   std::vector<std::vector<std::int64_t>> counts_LE;
   std::int64_t first_step = 0, last_step = 0;
@@ -80,7 +80,7 @@ struct RunData {
   std::optional<std::string> recipe_text;
   std::vector<std::pair<std::string, std::string>> recipe;  ///< dotted key and value
   std::optional<Json> environment;
-  std::optional<ExpertCounts> experts;
+  std::optional<ExpertHistory> experts;
   std::optional<std::vector<GroupLine>> groups;
   std::optional<std::vector<SampleText>> samples;
   std::optional<EdgeData> edges_before, edges_after;

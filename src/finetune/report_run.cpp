@@ -146,7 +146,7 @@ std::vector<double> relative_load(const std::vector<std::int64_t>& counts_E) {
   return load;
 }
 
-std::string dead_experts(const ExpertCounts& experts) {
+std::string dead_experts(const ExpertHistory& experts) {
   std::string items;
   for (std::size_t l = 0; l < experts.counts_LE.size(); ++l) {
     std::vector<std::string> dead;
@@ -239,7 +239,7 @@ std::string curve_section(const RunData& run) {
 
 std::string expert_section(const RunData& run) {
   if (!run.experts) return html_missing("experts.jsonl", "The use of the experts is");
-  const ExpertCounts& experts = *run.experts;
+  const ExpertHistory& experts = *run.experts;
   if (experts.counts_LE.empty()) return "<p class=\"missing\">The model has no experts.</p>\n";
   Heatmap map;
   const auto E = experts.counts_LE.front().size();
