@@ -185,3 +185,45 @@ TEST_CASE("program: upcycle, finetune, eval, generate and inspect work in a row"
   REQUIRE(file.code == 0);
   REQUIRE_THAT(file.out, Catch::Contains("model.layers.0.mlp.dag.0.up_proj.weight"));
 }
+
+TEST_CASE("program: tasks inside a run are scored as dagmoe eval scores its result", "[cli]") {
+  const TemporaryFolder folder;
+  write_tiny_folder(folder / "model");
+  write_records(folder / "train.jsonl", 30);
+  write_records(folder / "valid.jsonl", 6);
+  const std::string data = std::string(DAGMOE_SOURCE_DIR) + "/datasets";
+  write_text(folder / "a.yaml", recipe_text(folder.path(),
+                                            "steps: 4\neval: {every_steps: 2, tasks: [piqa, arc_easy], "
+                                            "limit: 5, data_dir: " +
+                                                data + "}\n"));
+  const std::string recipe = (folder / "a.yaml").string();
+  const Outcome tuned = dagmoe_run(folder, "finetune " + recipe);
+  INFO(tuned.err);
+  REQUIRE(tuned.code == 0);
+  std::vector<Json> scores;
+  std::istringstream lines(read_text(folder / "run" / "metrics.jsonl"));
+  for (std::string line; std::getline(lines, line);) {
+    const Json entry = Json::parse(line);
+    if (entry.contains("scores")) scores.push_back(entry);
+  }
+  REQUIRE(scores.size() == 3);  // before, after step 2, at the end
+  REQUIRE(scores.back()["step"] == 4);
+
+  const Outcome scored = dagmoe_run(folder, "eval --json --tasks piqa,arc_easy --limit 5 --data-dir " + data +
+                                                " --model " + Json::parse(tuned.out)["output"].get<std::string>());
+  REQUIRE(scored.code == 0);
+  const Json results = Json::parse(scored.out)["results"];
+  for (const char* task : {"piqa", "arc_easy"}) {
+    for (const char* metric : {"acc", "acc_norm"}) {
+      INFO(task << " " << metric);
+      REQUIRE(scores.back()["scores"][task][metric] == results[task][std::string(metric) + ",none"]);
+    }
+  }
+
+  // What is missing is said before the first step.
+  const std::string into = " output_dir=" + (folder / "other").string();
+  require_one_line(dagmoe_run(folder, "finetune " + recipe + into + " eval.data_dir=/nowhere"), 3,
+                   "eval.tasks lists piqa");
+  REQUIRE(dagmoe_run(folder, "finetune " + recipe + into + " eval.tasks=[arc_esay]").code == 2);
+  REQUIRE_FALSE(std::filesystem::exists(folder / "other"));
+}
