@@ -202,6 +202,7 @@ Decoder load_decoder(const Checkpoint& checkpoint, const LoadOptions& options) {
       *tensor = source.scalar_type() == frozen_dtype ? source : source.to(frozen_dtype);
     }
   }
+  checkpoint.release_pages();
   return model;
 }
 
@@ -252,7 +253,10 @@ void save_model(const std::filesystem::path& folder, Decoder& model, const Check
     }
     if (info != nullptr && is_frozen) {
       tensors.push_back(
-          {disk.name, info->dtype, disk.shape, [&source, name = disk.name] { return source.bytes(name); }});
+          {disk.name, info->dtype, disk.shape, [&source, name = disk.name] {
+             source.release_pages();  // of the tensor before: a model need not fit into memory once more to be saved
+             return source.bytes(name);
+           }});
       continue;
     }
     const bool is_dag = disk.name.find(".mlp.dag.") != std::string::npos;

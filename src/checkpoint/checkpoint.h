@@ -37,6 +37,8 @@ class Checkpoint {
   /// unaligned.
   at::Tensor tensor(std::string_view disk_name) const;
   std::span<const std::byte> bytes(std::string_view disk_name) const;
+  /// MappedFile::release_pages of every file: what was copied out of them need not stay in memory twice.
+  void release_pages() const noexcept { weights_->release_pages(); }
 
  private:
   std::filesystem::path folder_;

@@ -94,4 +94,8 @@ const SafetensorsFolder::Place* SafetensorsFolder::find(std::string_view name) c
   return found == places_.end() ? nullptr : &found->second;
 }
 
+void SafetensorsFolder::release_pages() const noexcept {
+  for (const SafetensorsFile& file : *files_) file.mapping()->release_pages();
+}
+
 }  // namespace dagmoe

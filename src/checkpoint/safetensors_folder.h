@@ -25,6 +25,7 @@ class SafetensorsFolder {
   static SafetensorsFolder open(const std::filesystem::path& folder);
   const std::map<std::string, Place, std::less<>>& places() const noexcept { return places_; }  ///< by name
   const Place* find(std::string_view name) const;
+  void release_pages() const noexcept;  ///< MappedFile::release_pages of every file
   std::size_t num_files() const noexcept { return files_->size(); }
 
  private:

@@ -2,7 +2,10 @@
 
 #include <ATen/ATen.h>
 
+#include <utility>
+
 #include "kernels/ops.h"
+#include "model/recompute.h"
 
 namespace dagmoe {
 namespace {
@@ -36,10 +39,8 @@ at::Tensor plain_output(const CombineInput& input, const at::Tensor& nodes_TKD, 
   return adds_input ? out_TD + input.normed_TD : out_TD;
 }
 
-}  // namespace
-
-at::Tensor combine_experts(const CombineInput& input, const std::vector<DagStep>& steps, const DagConfig* dag,
-                           double norm_eps, const OnPairs& on_pairs) {
+at::Tensor combine(const CombineInput& input, const std::vector<DagStep>& steps, const DagConfig* dag, double norm_eps,
+                   const OnPairs& on_pairs) {
   const auto dtype = input.expert_out_TKD.scalar_type();
   const auto K = input.weights_TK.size(1);
   const at::Tensor expert_nodes_TKD = cast(input.weights_TK, dtype).unsqueeze(-1) * input.expert_out_TKD;
@@ -68,6 +69,36 @@ at::Tensor combine_experts(const CombineInput& input, const std::vector<DagStep>
     if (l + 1 < steps.size()) nodes_TKD = nodes_TKD + at::linear(s_TKG, up_DG);
   }
   return out_TD;
+}
+
+// All tensors that the graph of the experts is computed from, in one list, and back.
+std::vector<at::Tensor> as_list(const CombineInput& input, const std::vector<DagStep>& steps) {
+  std::vector<at::Tensor> list{input.hidden_TD, input.normed_TD, input.expert_out_TKD, input.weights_TK};
+  for (const DagStep& step : steps)
+    list.insert(list.end(), {step.norm_D, step.down_GD, step.edge_G2G, step.node_G2G, step.up_DG});
+  return list;
+}
+
+std::pair<CombineInput, std::vector<DagStep>> from_list(const std::vector<at::Tensor>& list) {
+  constexpr std::size_t kInputs = 4, kPerStep = 5;
+  std::vector<DagStep> steps;
+  for (std::size_t i = kInputs; i < list.size(); i += kPerStep)
+    steps.push_back({list[i], list[i + 1], list[i + 2], list[i + 3], list[i + 4]});
+  return {{list[0], list[1], list[2], list[3]}, std::move(steps)};
+}
+
+}  // namespace
+
+at::Tensor combine_experts(const CombineInput& input, const std::vector<DagStep>& steps, const DagConfig* dag,
+                           double norm_eps, const OnPairs& on_pairs) {
+  if (steps.empty() || on_pairs) return combine(input, steps, dag, norm_eps, on_pairs);
+  // K nodes of width D before and after each norm would be most of what a DAG layer keeps for its backward pass;
+  // forming them again costs a fraction of the experts' products.
+  const auto again = [config = *dag, norm_eps](const std::vector<at::Tensor>& list) {
+    const auto [again_input, again_steps] = from_list(list);
+    return combine(again_input, again_steps, &config, norm_eps, {});
+  };
+  return run_again_in_backward(again, as_list(input, steps));
 }
 
 at::Tensor combine_experts_reference(const CombineInput& input, const std::vector<DagStep>& steps, const DagConfig* dag,

@@ -143,6 +143,11 @@ at::Tensor router_z_loss(const std::vector<Routing>& routing) {
   return sum / static_cast<double>(routing.size());
 }
 
+bool has_gradient(const std::vector<Routing>& routing) {
+  return std::any_of(routing.begin(), routing.end(),
+                     [](const Routing& layer) { return layer.logits_TE.requires_grad(); });
+}
+
 ExpertUse expert_use(const std::vector<std::vector<std::int64_t>>& counts_LE) {
   ExpertUse use;
   std::int64_t num_dead = 0, num_experts = 0;

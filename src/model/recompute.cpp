@@ -78,7 +78,48 @@ struct RecomputeFunction : torch::autograd::Function<RecomputeFunction> {
   }
 };
 
+struct KeptFunction : torch::CustomClassHolder {
+  TensorFunction f;
+};
+
+struct RunAgainFunction : torch::autograd::Function<RunAgainFunction> {
+  static at::Tensor forward(AutogradContext* ctx, at::TensorList inputs, const TensorFunction* f) {
+    auto kept = c10::make_intrusive<KeptFunction>();
+    kept->f = *f;
+    ctx->saved_data[kAgain] = c10::IValue::make_capsule(std::move(kept));
+    ctx->save_for_backward(inputs.vec());
+    return (*f)(inputs.vec());
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
+    const auto& kept = static_cast<const KeptFunction&>(*ctx->saved_data[kAgain].toCapsule());
+    variable_list inputs = ctx->get_saved_variables(), wanted;
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      if (!inputs[i].defined()) continue;
+      inputs[i] = inputs[i].detach().set_requires_grad(ctx->needs_input_grad(i));
+      if (inputs[i].requires_grad()) wanted.push_back(inputs[i]);
+    }
+    const at::AutoGradMode record(true);
+    const variable_list grads =
+        torch::autograd::grad({kept.f(inputs)}, wanted, {grad_outputs[0]}, /*retain_graph=*/std::nullopt,
+                              /*create_graph=*/false, /*allow_unused=*/true);
+    variable_list result(inputs.size() + 1);  // the last is of `f`
+    auto next = grads.begin();
+    for (std::size_t i = 0; i < inputs.size(); ++i) {
+      if (inputs[i].defined() && inputs[i].requires_grad()) result[i] = *next++;
+    }
+    return result;
+  }
+};
+
 }  // namespace
+
+at::Tensor run_again_in_backward(TensorFunction f, const std::vector<at::Tensor>& inputs) {
+  const bool needs_gradient =
+      at::GradMode::is_enabled() &&
+      std::any_of(inputs.begin(), inputs.end(), [](const auto& x) { return x.defined() && x.requires_grad(); });
+  return needs_gradient ? RunAgainFunction::apply(at::TensorList(inputs), &f) : f(inputs);
+}
 
 LayerOutput run_recomputed(const RecomputedLayer& layer, const at::Tensor& hidden_TD) {
   const bool needs_gradient = at::GradMode::is_enabled() && (hidden_TD.requires_grad() || !layer.trained.empty());

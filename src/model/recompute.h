@@ -15,6 +15,11 @@ struct LayerOutput {
   Routing routing;
 };
 
+/// f(inputs), of which only the inputs are kept: the backward pass runs f once more. For a part whose intermediate
+/// tensors are large and cheap to form. `f` must give the same for the same inputs.
+using TensorFunction = std::function<at::Tensor(const std::vector<at::Tensor>& inputs)>;
+at::Tensor run_again_in_backward(TensorFunction f, const std::vector<at::Tensor>& inputs);
+
 /// A layer of which only the input and the expert ids are kept for the backward pass.
 struct RecomputedLayer {
   /// The layer's output for an input. Called at once.
