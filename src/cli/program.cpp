@@ -11,6 +11,7 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/cpu_allocator.h"
 #include "kernels/dispatch.h"
 
 namespace dagmoe {
@@ -54,6 +55,7 @@ int print_error(const std::string& message, ExitCode code) {
 
 int run_program(int argc, const char* const* argv) {
   keep_freed_memory();
+  use_compact_cpu_allocator();
   try {
     CLI::App app{"Fine-tuning toolkit for DAG-MoE language models"};
     app.name("dagmoe");

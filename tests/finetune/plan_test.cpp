@@ -5,6 +5,7 @@
 #include <cmath>
 #include <cstdio>
 
+#include "base/error.h"
 #include "base/text.h"
 #include "finetune/run.h"
 #include "tests/support/catch.h"
@@ -133,8 +134,8 @@ TEST_CASE("plan: the data are packed as the run packs them", "[plan]") {
   }
   REQUIRE(plan.data.num_steps == steps);
   REQUIRE(plan.data.packed_steps == steps);
-  REQUIRE(plan.data.tokens_per_step * static_cast<double>(steps) == Catch::Approx(tokens));
-  REQUIRE(plan.data.sequences_per_step * static_cast<double>(steps) == Catch::Approx(sequences));
+  REQUIRE(plan.data.tokens_per_step * static_cast<double>(steps) == Approx(tokens));
+  REQUIRE(plan.data.sequences_per_step * static_cast<double>(steps) == Approx(sequences));
   REQUIRE(plan.data.records == 40);
   REQUIRE(plan.data.micro_batches.largest.tokens <= 300);
   REQUIRE(plan.data.micro_batches.several_a_step);
