@@ -21,7 +21,7 @@ constexpr std::int64_t kSampleCount = 2;
 constexpr std::int64_t kMostPackedSteps = 64;
 // What training touches besides what the program holds when it plans: code of LibTorch, MKL and oneDNN, the programs
 // that oneDNN builds, memory of the threads. Measured as the peak of a run of a model of 20,000 parameters less the
-// resident memory of its plan (bench/plan.py, "tiny").
+// resident memory of its plan (plan_test.cpp, "tiny run").
 constexpr std::int64_t kTrainingProgramBytes = 60'000'000;
 // Share of the machine's peak of matrix products that training steps reach (bench/README.md): the lower end for narrow
 // experts and short micro batches, the upper for wide dense layers.
