@@ -33,6 +33,7 @@ void on_signal(int signal) {
 Json number_or_null(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
 
 int finetune_command(const FinetuneFlags& flags) {
+  if (flags.dry_run) return plan_command(flags.recipe, flags.overrides, /*measure=*/false, /*json=*/false);
   const Recipe recipe = load_recipe(flags.recipe, flags.overrides);
   std::signal(SIGINT, on_signal);
   std::signal(SIGTERM, on_signal);
@@ -70,7 +71,7 @@ void register_finetune(CLI::App& app, RunCommand& run) {
                       "key=value pairs that replace settings of the recipe, by dotted path");
   command->add_flag("--resume", flags->resume, "go on from the newest checkpoint of output_dir");
   command->add_flag("--dry-run", flags->dry_run,
-                    "check recipe, data and model names; print what would train; write nothing");
+                    "the same as dagmoe plan: what would train, be needed and overwritten; write nothing");
   command->callback([flags, &run] { run = [flags] { return finetune_command(*flags); }; });
 }
 

@@ -12,6 +12,7 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "cli/commands.h"
+#include "cli/cpu_allocator.h"
 #include "kernels/dispatch.h"
 
 namespace dagmoe {
@@ -55,6 +56,7 @@ int print_error(const std::string& message, ExitCode code) {
 
 int run_program(int argc, const char* const* argv) {
   keep_freed_memory();
+  use_compact_cpu_allocator();
   std::signal(SIGXFSZ, SIG_IGN);  // a write beyond a file-size limit is an error with a message
   try {
     CLI::App app{"Fine-tuning toolkit for DAG-MoE language models"};
@@ -66,6 +68,7 @@ int run_program(int argc, const char* const* argv) {
     register_upcycle(app, run);
     register_export(app, run);
     register_finetune(app, run);
+    register_plan(app, run);
     register_eval(app, run);
     register_generate(app, run);
     register_inspect(app, run);

@@ -29,7 +29,7 @@ RunData open_data(const Recipe& recipe, const RunSetup& setup);
 void report_cuts(const StreamCounters& before, const StreamCounters& after, std::int64_t num_passes,
                  std::int64_t max_seq_len);
 
-/// The first training samples as they are learnt: [{"line": n, "tokens": n, "pieces": [{"text",
+/// The first training samples as they are learnt: [{"source": "line n", "tokens": n, "pieces": [{"text",
 /// "supervised"}]}]. The stream stands afterwards where it stood before.
 Json sample_json(ExampleStream& stream, const Tokenizer& tokenizer, std::int64_t count);
 

@@ -48,6 +48,9 @@ at::Tensor ungather_routed(const at::Tensor& y_RD, const RoutedRows& rows);
 at::Tensor grouped_linear(const at::Tensor& x_RI, const std::vector<at::Tensor>& weights_OI,
                           const std::vector<std::int64_t>& counts_E);
 
+/// Tokens whose logits exist at a time: enough for an efficient product, 50 MB of bfloat16 at V = 49152.
+inline constexpr std::int64_t kCrossEntropyRows = 512;
+
 /// scale * sum over tokens with label != -100 of cross entropy(hidden W^T, label), in nats; double scalar on CPU
 /// wrapped as a float tensor. The logits exist for one chunk of tokens at a time. The gradient is formed in the forward
 /// pass when it will be needed, so that no chunk is multiplied twice. `weight_VD` has the dtype of hidden (bf16 copy of

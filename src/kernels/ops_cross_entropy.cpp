@@ -13,8 +13,6 @@ namespace ops {
 namespace {
 
 constexpr std::int64_t kIgnoredLabel = -100;
-// Rows of logits that exist at a time: enough for an efficient product, 50 MB of bfloat16 at V = 49152.
-constexpr std::int64_t kRowsPerChunk = 512;
 
 struct Factors {
   double scale, label_smoothing;
@@ -116,10 +114,10 @@ LossResult masked_loss(const at::Tensor& hidden_TD, const at::Tensor& weight_VD,
           kIgnoredLabel);
 
   const RowLosses losses(N, factors.label_smoothing > 0, hidden_TD.options());
-  const at::Tensor buffer_CV = at::empty({std::min(N, kRowsPerChunk), V}, hidden_TD.options());
+  const at::Tensor buffer_CV = at::empty({std::min(N, kCrossEntropyRows), V}, hidden_TD.options());
   GradientSum grad_weight;
-  for (std::int64_t first = 0; first < N; first += kRowsPerChunk) {
-    const std::int64_t count = std::min(kRowsPerChunk, N - first);
+  for (std::int64_t first = 0; first < N; first += kCrossEntropyRows) {
+    const std::int64_t count = std::min(kCrossEntropyRows, N - first);
     const at::Tensor hidden_CD = hidden_ND.narrow(0, first, count);
     at::Tensor logits_CV = buffer_CV.narrow(0, 0, count);
     at::mm_out(logits_CV, hidden_CD, weight_VD.t());

@@ -1,0 +1,306 @@
+// Letters: T tokens, D hidden_size, H heads, d head width, F expert width, E experts, K chosen experts, R = T K rows of
+// experts, G node width, V vocabulary, N supervised tokens, O = H d.
+#include "finetune/plan_activations.h"
+
+#include <algorithm>
+#include <set>
+#include <string>
+
+#include "base/text.h"
+#include "kernels/ops.h"
+#include "model/attention.h"
+
+namespace dagmoe {
+namespace {
+
+constexpr std::int64_t kFloat = 4, kLong = 8;
+
+/// Which parameters train, asked by name.
+class Trained {
+ public:
+  explicit Trained(const RunSetup& setup) {
+    for (const RunParameter& parameter : setup.parameters) {
+      if (parameter.is_trainable) names_.insert(parameter.name);
+    }
+  }
+  bool operator()(const std::string& name) const { return names_.contains(name); }
+  bool weight_or_bias(const std::string& name) const { return (*this)(name + ".weight") || (*this)(name + ".bias"); }
+
+ private:
+  std::set<std::string> names_;
+};
+
+/// Walks through one layer in the order of Decoder::run_layer and adds up what stays. `flows` is whether the stream
+/// needs a gradient at this place.
+class LayerAccount {
+ public:
+  LayerAccount(const RunSetup& setup, const Trained& trained, std::int64_t layer, const BatchShape& batch,
+               std::int64_t element, bool flows)
+      : config_(setup.config),
+        trained_(trained),
+        prefix_(str("model.layers.", layer, ".")),
+        T_(batch.tokens),
+        element_(element),
+        flows_(flows) {
+    memory_.input_gradient = flows;
+    const bool is_moe = config_.is_moe_layer(layer);
+    attention();
+    is_moe ? experts_layer() : dense_layer();
+    memory_.is_recorded = flows_;
+  }
+  const LayerMemory& memory() const { return memory_; }
+  bool flows() const { return flows_; }
+
+ private:
+  std::int64_t stream_bytes() const { return T_ * config_.hidden_size * element_; }
+  bool trains(const std::string& name) const { return trained_(prefix_ + name); }
+  void save(bool is_needed, std::int64_t bytes) {
+    if (is_needed) memory_.saved += bytes;
+  }
+
+  // The input of a norm and one float a row; returns whether its output needs a gradient.
+  bool norm(const std::string& name, bool needs, std::int64_t input_bytes, std::int64_t rows) {
+    const bool result = needs || trains(name + ".weight");
+    save(result, input_bytes + rows * kFloat);
+    return result;
+  }
+
+  // A product with a weight: returns whether its output needs a gradient. A copy of the weight exists when it trains in
+  // another type than it computes in, and stays when the gradient goes on below.
+  bool product(const std::string& name, bool needs, std::int64_t num_weights) {
+    const bool weight_trains = trained_.weight_or_bias(prefix_ + name);
+    if (weight_trains && needs && element_ != kFloat) memory_.copies += num_weights * element_;
+    return needs || weight_trains;
+  }
+
+  void attention() {
+    const std::int64_t D = config_.hidden_size;
+    const bool x_needs = norm("input_layernorm", flows_, stream_bytes(), T_);
+    const bool attends = config_.mla ? latent_attention(x_needs) : plain_attention(x_needs);
+    const std::int64_t value_width =
+        config_.num_attention_heads * (config_.mla ? config_.mla->v_head_dim : config_.head_dim);
+    const bool output_trains = trained_.weight_or_bias(prefix_ + "self_attn.o_proj");
+    // The output's product needs what the attention saves anyway, or a narrower copy of it.
+    save(output_trains && (!attends || config_.mla), T_ * value_width * element_);
+    flows_ = product("self_attn.o_proj", attends, D * value_width) || flows_;
+  }
+
+  bool plain_attention(bool x_needs) {
+    const std::int64_t D = config_.hidden_size, d = config_.head_dim;
+    const bool has_norm = config_.qk_norm != QkNorm::kNone, per_head = config_.qk_norm == QkNorm::kPerHead;
+    bool attends = false, any_trains = false;
+    for (const auto& [name, heads] : {std::pair{"q", config_.num_attention_heads},
+                                      {"k", config_.num_key_value_heads},
+                                      {"v", config_.num_key_value_heads}}) {
+      const std::string path = str("self_attn.", name, "_proj");
+      const std::int64_t width = heads * d;
+      any_trains = any_trains || trained_.weight_or_bias(prefix_ + path);
+      bool needs = product(path, x_needs, D * width);
+      const bool is_normed = has_norm && *name != 'v';
+      if (is_normed)
+        needs = norm(str("self_attn.", name, "_norm"), needs, T_ * width * element_, per_head ? T_ * heads : T_);
+      save(needs && config_.clip_qkv.has_value(), T_ * width * element_);
+      attends = attends || needs;
+    }
+    save(any_trains, stream_bytes());
+    save_attention(attends, config_.num_attention_heads, config_.num_key_value_heads, d);
+    return attends;
+  }
+
+  // q, k, v, the result, and a float for each token and head.
+  void save_attention(bool attends, std::int64_t heads, std::int64_t kv_heads, std::int64_t d) {
+    save(attends, T_ * (2 * heads + 2 * kv_heads) * d * element_ + T_ * heads * kFloat);
+  }
+
+  bool latent_attention(bool x_needs) {
+    const MlaConfig& mla = *config_.mla;
+    const std::int64_t D = config_.hidden_size, H = config_.num_attention_heads, d = query_head_dim(config_);
+    bool q_needs = false;
+    if (mla.q_lora_rank > 0) {
+      q_needs = product("self_attn.q_a_proj", x_needs, D * mla.q_lora_rank);
+      q_needs = norm("self_attn.q_a_layernorm", q_needs, T_ * mla.q_lora_rank * element_, T_);
+      save(trains("self_attn.q_b_proj.weight"), T_ * mla.q_lora_rank * element_);
+      q_needs = product("self_attn.q_b_proj", q_needs, mla.q_lora_rank * H * d);
+    } else {
+      q_needs = product("self_attn.q_proj", x_needs, D * H * d);
+    }
+    bool kv_needs = product("self_attn.kv_a_proj_with_mqa", x_needs, D * (mla.kv_lora_rank + mla.qk_rope_head_dim));
+    const bool latent_needs = norm("self_attn.kv_a_layernorm", kv_needs, T_ * mla.kv_lora_rank * element_, T_);
+    save(trains("self_attn.kv_b_proj.weight"), T_ * mla.kv_lora_rank * element_);
+    kv_needs =
+        product("self_attn.kv_b_proj", latent_needs, mla.kv_lora_rank * H * (mla.qk_nope_head_dim + mla.v_head_dim)) ||
+        kv_needs;
+    save(trains("self_attn.q_a_proj.weight") || trains("self_attn.q_proj.weight") ||
+             trains("self_attn.kv_a_proj_with_mqa.weight"),
+         stream_bytes());
+    save_attention(q_needs || kv_needs, H, H, d);
+    return q_needs || kv_needs;
+  }
+
+  /// Names of the three matrices of every expert of a feed-forward part: "mlp.experts.3.".
+  bool any_trains(const std::vector<std::string>& experts, const std::string& matrix) const {
+    return std::any_of(experts.begin(), experts.end(),
+                       [&](const std::string& expert) { return trained_.weight_or_bias(prefix_ + expert + matrix); });
+  }
+
+  // SwiGLU experts over `rows` rows: returns whether the output needs a gradient.
+  bool feed_forward(const std::vector<std::string>& experts, bool x_needs, std::int64_t rows, std::int64_t F) {
+    const std::int64_t D = config_.hidden_size, wide = rows * F * element_;
+    const bool in_trains = any_trains(experts, "gate_proj") || any_trains(experts, "up_proj");
+    const bool down_trains = any_trains(experts, "down_proj");
+    save(in_trains, rows * D * element_);
+    const bool hidden_needs = x_needs || in_trains;
+    save(hidden_needs, 2 * wide);  // gate and up
+    save(down_trains, wide);
+    for (const std::string& expert : experts) {
+      product(expert + "gate_proj", x_needs, D * F);
+      product(expert + "up_proj", x_needs, D * F);
+      product(expert + "down_proj", hidden_needs, D * F);
+    }
+    if (down_trains) memory_.saved_combine += wide;
+    // Gradients of the hidden layer, gate and up, and of the input from both. Those of one matrix of all experts exist
+    // at once, and the one that becomes float.
+    const auto num_experts = static_cast<std::int64_t>(experts.size());
+    std::int64_t backward = hidden_needs ? 3 * wide + 2 * rows * D * element_ : 0;
+    if (in_trains || down_trains) backward += D * F * (num_experts * element_ + (element_ != kFloat ? kFloat : 0));
+    memory_.backward_ffn = std::max(memory_.backward_ffn, backward);
+    // gate, up and their product beside the rows before and after.
+    memory_.forward = std::max(memory_.forward, 3 * wide + 2 * rows * D * element_ + 3 * stream_bytes());
+    return hidden_needs || down_trains;
+  }
+
+  void dense_layer() {
+    const bool x_needs = norm("post_attention_layernorm", flows_, stream_bytes(), T_);
+    flows_ = feed_forward({"mlp."}, x_needs, T_, config_.intermediate_size) || flows_;
+    memory_.backward_ffn += stream_bytes();
+    memory_.backward_combine = 2 * stream_bytes();
+  }
+
+  // Softmax or sigmoid scores, chosen weights before and after normalization, and what the balance and z losses save.
+  bool router(bool x_needs) {
+    const std::int64_t E = config_.moe->num_experts, K = config_.moe->num_experts_per_tok;
+    const bool needs = x_needs || trains("mlp.gate.weight");
+    save(trains("mlp.gate.weight"), T_ * config_.hidden_size * kFloat);  // the router computes in float
+    save(needs, T_ * (2 * E + 2 * K + 3) * kFloat + T_ * K * kLong);
+    memory_.routing = T_ * (E + K) * kFloat + T_ * K * kLong;
+    return needs;
+  }
+
+  void experts_layer() {
+    const MoeConfig& moe = *config_.moe;
+    const std::int64_t K = moe.num_experts_per_tok, R = T_ * K, rows_bytes = R * config_.hidden_size * element_;
+    const bool x_needs = norm("post_attention_layernorm", flows_, stream_bytes(), T_);
+    const bool weights_need = router(x_needs);
+    std::vector<std::string> experts;
+    for (std::int64_t e = 0; e < moe.num_experts; ++e) experts.push_back(str("mlp.experts.", e, "."));
+    const bool out_needs = feed_forward(experts, x_needs, R, moe.moe_intermediate_size);
+    save(x_needs || out_needs, R * kLong);  // the rows' places
+    const std::int64_t before_combine = memory_.saved;
+    save(weights_need, rows_bytes);  // g_i E_i: each factor is kept for the other
+    save(out_needs, R * element_);
+    bool nodes_need = weights_need || out_needs || flows_;
+    const bool sum_needs = dag(nodes_need);
+    memory_.saved_combine += memory_.saved - before_combine;
+    memory_.backward_combine = 4 * rows_bytes + 2 * stream_bytes();
+    memory_.backward_ffn += 2 * stream_bytes();
+    // Results of the experts in both orders, nodes of this and the next iteration, their norm and the sums between.
+    memory_.forward = std::max(memory_.forward, (config_.dag ? 6 : 3) * rows_bytes + 4 * stream_bytes());
+    flows_ = sum_needs || flows_;
+    if (moe.shared_expert_intermediate_size > 0) shared_expert(x_needs);
+  }
+
+  void shared_expert(bool x_needs) {
+    const MoeConfig& moe = *config_.moe;
+    const bool out_needs = feed_forward({"mlp.shared_expert."}, x_needs, T_, moe.shared_expert_intermediate_size);
+    bool gate_needs = false;
+    if (moe.shared_expert_gate) {
+      gate_needs = product("mlp.shared_expert_gate", x_needs, config_.hidden_size);
+      save(gate_needs, stream_bytes() + T_ * element_);
+      save(out_needs, T_ * element_);
+    }
+    flows_ = out_needs || gate_needs || flows_;
+  }
+
+  // combine.cpp, line by line; returns whether the sum needs a gradient.
+  bool dag(bool nodes_need) {
+    bool sum_needs = nodes_need;
+    if (!config_.dag) return sum_needs;
+    const std::int64_t K = config_.moe->num_experts_per_tok, R = T_ * K, D = config_.hidden_size,
+                       G = config_.dag->node_size, L = config_.dag->num_iterations;
+    const std::int64_t rows_bytes = R * D * element_, narrow_bytes = R * G * element_;
+    for (std::int64_t l = 0; l < L; ++l) {
+      const std::string step = str("mlp.dag.", l, ".");
+      const bool normed_needs = norm(step + "norm", nodes_need, rows_bytes, 2 * R);  // mean and deviation
+      save(trains(step + "down_proj.weight"), rows_bytes);
+      const bool z_needs = product(step + "down_proj", normed_needs, D * G);
+      const bool pairs_train = trains(step + "edge_proj.weight") || trains(step + "node_proj.weight");
+      save(pairs_train, narrow_bytes);
+      if (z_needs && pairs_train) memory_.copies += 4 * G * G * element_;
+      const bool s_needs = z_needs || pairs_train;
+      save(s_needs, 4 * narrow_bytes);
+      const bool up_trains = trains(step + "up_proj.weight");
+      save(up_trains, T_ * G * element_);
+      const bool has_next = l + 1 < L;
+      save(up_trains && has_next, narrow_bytes);
+      const bool up_needs = product(step + "up_proj", s_needs, D * G);
+      sum_needs = sum_needs || up_needs;
+      nodes_need = has_next && (nodes_need || up_needs);
+    }
+    return sum_needs;
+  }
+
+  const ModelConfig& config_;
+  const Trained& trained_;
+  std::string prefix_;
+  std::int64_t T_, element_;
+  bool flows_;
+  LayerMemory memory_;
+};
+
+EndsMemory ends_memory(const RunSetup& setup, const Trained& trained, const BatchShape& batch, std::int64_t element,
+                       bool flows) {
+  const ModelConfig& config = setup.config;
+  const std::int64_t T = batch.tokens, N = batch.supervised_tokens, D = config.hidden_size, V = config.vocab_size;
+  const std::int64_t rotated = config.mla ? config.mla->qk_rope_head_dim : config.head_dim;
+  const bool embedding_trains = trained("model.embed_tokens.weight");
+  const bool head_trains = config.tie_word_embeddings ? embedding_trains : trained("lm_head.weight");
+  const bool hidden_needs = flows || trained("model.norm.weight");
+  const bool is_narrow = element != kFloat;
+  const std::int64_t chunk = std::min(N, kCrossEntropyRows);
+
+  EndsMemory ends;
+  ends.saved = T * rotated * kFloat + T * D * element;  // tables; the last hidden states
+  if (hidden_needs) ends.saved += 2 * T * D * element + T * kFloat;
+  ends.logits = chunk * (V + D) * element + N * (D * element + 3 * kLong);
+  if (head_trains) {
+    // Chunks are summed in float: the second finds the first in the compute type.
+    const bool is_summed = N > kCrossEntropyRows;
+    ends.logits += V * D * (is_summed ? kFloat + (is_narrow ? 2 : 1) * element : element);
+    ends.head_copy = is_narrow ? V * D * element : 0;
+    ends.head_gradient = V * D * kFloat;
+  }
+  if (embedding_trains) ends.embedding_gradient = V * D * kFloat + T * D * (is_narrow ? kFloat + element : kFloat);
+  return ends;
+}
+
+}  // namespace
+
+StepActivations step_activations(const RunSetup& setup, const BatchShape& batch, bool is_bfloat16) {
+  const Trained trained(setup);
+  const std::int64_t element = is_bfloat16 ? 2 : kFloat;
+  StepActivations result;
+  bool flows = trained("model.embed_tokens.weight");
+  for (std::int64_t n = 0; n < setup.config.num_hidden_layers; ++n) {
+    const LayerAccount account(setup, trained, n, batch, element, flows);
+    flows = account.flows();
+    result.layers.push_back(account.memory());
+    const std::string prefix = str("model.layers.", n, ".");
+    for (const RunParameter& parameter : setup.parameters) {
+      if (parameter.name.starts_with(prefix)) result.layers.back().gradients += parameter.memory.gradients;
+    }
+  }
+  result.ends = ends_memory(setup, trained, batch, element, flows);
+  return result;
+}
+
+}  // namespace dagmoe

@@ -1,0 +1,41 @@
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "finetune/plan_activations.h"
+#include "finetune/recipe.h"
+#include "finetune/run_setup.h"
+
+namespace dagmoe {
+
+/// The micro batches of a run, as far as memory depends on them.
+struct MicroBatches {
+  BatchShape largest;
+  bool several_a_step = false;         ///< gradients of one are then there while the next runs
+  std::int64_t validation_tokens = 0;  ///< of a micro batch of the validation; 0: none
+};
+
+/// Resident bytes of a run at its fullest moment.
+struct MemoryPlan {
+  std::int64_t mapped = 0;       ///< pages of the model's files: all are read, and the system takes them back at need
+  std::int64_t weights = 0;      ///< copies in the compute type
+  std::int64_t master = 0;       ///< fp32 weights that train
+  std::int64_t gradients = 0;    ///< fp32
+  std::int64_t optimizer = 0;    ///< its state, and what an update needs besides
+  std::int64_t activations = 0;  ///< saved for the backward pass, and what a layer needs besides
+  std::int64_t logits = 0;       ///< of one chunk of tokens, and gradients of the output matrix in the compute type
+  std::int64_t program = 0;      ///< code, tokenizer, data
+  std::string moment;            ///< "the backward pass, layer 29"
+  std::int64_t total() const {
+    return mapped + weights + master + gradients + optimizer + activations + logits + program;
+  }
+};
+
+/// An account of what exists at each moment of a step; the fullest moment is the plan. What it leaves out are holes
+/// between blocks of memory, which freed tensors leave and which no later one fits. `program_bytes`: what the program
+/// takes without a model.
+MemoryPlan plan_memory(const Recipe& recipe, const RunSetup& setup, const MicroBatches& batches,
+                       std::int64_t program_bytes);
+
+}  // namespace dagmoe
