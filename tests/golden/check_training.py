@@ -2,11 +2,11 @@
 no file here.
 
 usage: check_training.py DAGMOE_PROGRAM MODEL DATA.json STEPS [options; see --help]
-MODEL is a model folder, or tiny_mixtral, tiny_olmoe or tiny_qwen3_moe: random weights for the vocabulary of --tokenizer.
-DATA.json holds records as Alpaca has them; those without an answer are left out. Both programs train in fp32 on the same
-records in the order of the file: AdamW with weight decay, cosine schedule with warm-up, clipping, and the family's own
-balance loss where it has experts. The other program is a plain loop here: padded batches with an attention mask,
-transformers' model and loss of the routers, torch's clip_grad_norm_ and AdamW.
+MODEL is a model folder, or tiny_mixtral, tiny_olmoe or tiny_qwen3_moe: random weights for the vocabulary of
+--tokenizer. DATA.json holds records as Alpaca has them; those without an answer are left out. Both programs train in
+fp32 on the same records in the order of the file: AdamW with weight decay, cosine schedule with warm-up, clipping, and
+the family's own balance loss where it has experts. The other program is a plain loop here: padded batches with an
+attention mask, transformers' model and balance loss, torch's clip_grad_norm_ and AdamW.
 
 Prints for each step both losses (and balance losses) and their relative differences, then per tensor ||a - b|| / ||b||
 of the final weights, experts one by one. The same of the updates (final minus initial weights) is stricter and is shown
@@ -74,7 +74,7 @@ parser.add_argument("model")
 parser.add_argument("data")
 parser.add_argument("steps", type=int)
 parser.add_argument("--tokenizer", help="folder with the tokenizer of a tiny model")
-parser.add_argument("--dag", type=int, metavar="NODE_SIZE", help="add a DAG first; the plain loop runs the exported model")
+parser.add_argument("--dag", type=int, metavar="NODE_SIZE", help="add a DAG first; the plain loop runs its export")
 parser.add_argument("--trainable", choices=("full", "dag"), default="full")
 parser.add_argument("--sequences", type=int, default=8, help="records a step")
 parser.add_argument("--max-seq-len", type=int, default=256)
@@ -156,9 +156,8 @@ def make_model(work):
     return folder
 
 
-def run_dagmoe(folder, data, work, balance_coef):
-    """The lines of metrics.jsonl and the folder of the trained model."""
-    run = os.path.join(work, "run")
+def start_dagmoe(folder, data, run, balance_coef):
+    """The training process; it writes the run folder `run`."""
     recipe = {
         "version": 1,
         "output_dir": run,
@@ -180,17 +179,25 @@ def run_dagmoe(folder, data, work, balance_coef):
         "max_grad_norm": args.max_grad_norm,
         "router_aux_loss_coef": balance_coef,
     }
-    path = os.path.join(work, "recipe.yaml")
+    path = run + ".yaml"
     with open(path, "w") as file:
         json.dump(recipe, file)  # JSON is YAML
-    dagmoe("finetune", path)
+    with open(run + ".log", "w") as log:
+        return subprocess.Popen([args.program, "finetune", path], stdout=log, stderr=subprocess.STDOUT)
+
+
+def finish_dagmoe(process, run):
+    """The lines of metrics.jsonl."""
+    if process.wait() != 0:
+        with open(run + ".log") as log:
+            sys.exit(f"dagmoe finetune: exit {process.returncode}\n{log.read()}")
     with open(os.path.join(run, "metrics.jsonl")) as file:
         lines = [json.loads(line) for line in file]
-    return [line for line in lines if "loss" in line], os.path.join(run, "final")
+    return [line for line in lines if "loss" in line]
 
 
 def batches(records, tokenizer):
-    """Endless padded batches: ids and mask [B, S], labels [B, S] with -100 where a token is not to be learned."""
+    """Padded batches of all records, once: ids, mask and labels [B, S], -100 where a token is not to be learned."""
     examples = []
     for record in records:
         prompt = (WITH_INPUT if record["input"] else WITHOUT_INPUT).format_map(record)
@@ -240,13 +247,14 @@ def plain_loop(model, records, tokenizer, balance_coef):
         loss = loss / num_targets
         objective = loss + balance_coef * output.aux_loss if balance_coef > 0 else loss
         objective.backward()
-        # torch adds the squares of a tensor in float, which loses up to 5e-4 of a large embedding's: shown is the sum in
-        # double, clipped is by torch's.
+        # torch adds the squares of a tensor in float, which loses up to 5e-4 of a large embedding's norm. Shown is the
+        # sum in double; torch's is what clips.
         norm = math.sqrt(sum(parameter.grad.double().square().sum().item() for parameter in parameters))
         torch_norm = torch.nn.utils.clip_grad_norm_(parameters, args.max_grad_norm).item()
         for group in optimizer.param_groups:
             group["lr"] = lr_at(step)
         optimizer.step()
+        print(f"plain loop: step {step + 1} of {args.steps}", file=sys.stderr)
         lines.append(
             {
                 "loss": loss.item(),
@@ -329,11 +337,16 @@ with tempfile.TemporaryDirectory() as work:
     initial = tensors_of(model)
     balance_coef = args.aux_loss_coef if has_experts(model.config) else 0.0
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    theirs, trained = plain_loop(model, records, tokenizer, balance_coef)
-    their_tensors = tensors_of(model)
-    del model
-    ours, final = run_dagmoe(folder, data, work, balance_coef)
-    our_tensors = tensors_of(load(final, work))
+    run = os.path.join(work, "run")
+    process = start_dagmoe(folder, data, run, balance_coef)  # beside the plain loop
+    try:
+        theirs, trained = plain_loop(model, records, tokenizer, balance_coef)
+        their_tensors = tensors_of(model)
+        del model
+        ours = finish_dagmoe(process, run)
+    finally:
+        process.kill()
+    our_tensors = tensors_of(load(os.path.join(run, "final"), work))
     compare_steps(ours, theirs, ["loss", "aux_loss"] if balance_coef > 0 else ["loss"])
     compare_weights(our_tensors, their_tensors, initial, trained)
 sys.exit(bool(failures))
