@@ -187,6 +187,9 @@ Decoder load_decoder(const Checkpoint& checkpoint, const LoadOptions& options) {
 
   const auto sources = source_tensors(checkpoint);
   const auto statistics = options.compute_dtype == at::kDouble ? at::kDouble : at::kFloat;
+  // What is copied out of the file need not stay in memory twice.
+  constexpr std::size_t kPagesToRelease = std::size_t{64} << 20;
+  std::size_t num_copied = 0;
   for (const auto& [name, tensor] : model.parameters()) {
     if (is_router_bias(name)) {
       const auto source = sources.find(name);
@@ -201,6 +204,8 @@ Decoder load_decoder(const Checkpoint& checkpoint, const LoadOptions& options) {
     } else {
       *tensor = source.scalar_type() == frozen_dtype ? source : source.to(frozen_dtype);
     }
+    if (!tensor->is_same(source)) num_copied += source.nbytes();
+    if (num_copied > kPagesToRelease) checkpoint.release_pages(), num_copied = 0;
   }
   checkpoint.release_pages();
   return model;

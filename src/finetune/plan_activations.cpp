@@ -195,13 +195,19 @@ class LayerAccount {
     for (std::int64_t e = 0; e < moe.num_experts; ++e) experts.push_back(str("mlp.experts.", e, "."));
     const bool out_needs = feed_forward(experts, x_needs, R, moe.moe_intermediate_size);
     save(x_needs || out_needs, R * kLong);  // the rows' places
-    const std::int64_t before_combine = memory_.saved;
+    const std::int64_t before_combine = memory_.saved, copies_before = memory_.copies;
     save(weights_need, rows_bytes);  // g_i E_i: each factor is kept for the other
     save(out_needs, R * element_);
     bool nodes_need = weights_need || out_needs || flows_;
     const bool sum_needs = dag(nodes_need);
-    memory_.saved_combine += memory_.saved - before_combine;
     memory_.backward_combine = 4 * rows_bytes + 2 * stream_bytes();
+    if (config_.dag && sum_needs) {
+      // combine_experts keeps its inputs (the stream is kept by the norm) and saves the rest while it runs again.
+      memory_.backward_combine += memory_.saved - before_combine + memory_.copies - copies_before;
+      memory_.saved = before_combine + rows_bytes + stream_bytes() + R * kFloat;
+      memory_.copies = copies_before;
+    }
+    memory_.saved_combine += memory_.saved - before_combine;
     memory_.backward_ffn += 2 * stream_bytes();
     // Results of the experts in both orders, nodes of this and the next iteration, their norm and the sums between.
     memory_.forward = std::max(memory_.forward, (config_.dag ? 6 : 3) * rows_bytes + 4 * stream_bytes());

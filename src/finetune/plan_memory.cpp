@@ -110,13 +110,6 @@ class StepAccount {
   Moment fullest_;
 };
 
-// Every tensor is read: mapped and computed with, or copied from.
-std::int64_t file_bytes(const Checkpoint& source) {
-  std::int64_t bytes = 0;
-  for (const TensorInfo* info : source.tensors()) bytes += static_cast<std::int64_t>(source.bytes(info->name).size());
-  return bytes;
-}
-
 }  // namespace
 
 MemoryPlan plan_memory(const Recipe& recipe, const RunSetup& setup, const MicroBatches& batches,
@@ -124,8 +117,8 @@ MemoryPlan plan_memory(const Recipe& recipe, const RunSetup& setup, const MicroB
   const bool is_bfloat16 = recipe.dtype == ComputeType::kBFloat16;
   MemoryPlan plan;
   plan.program = program_bytes;
-  plan.mapped = file_bytes(setup.source);
   for (const RunParameter& parameter : setup.parameters) {
+    plan.mapped += parameter.memory.mapped;
     if (!parameter.is_trainable) plan.weights += parameter.memory.weights;
     plan.master += parameter.memory.master;
     plan.optimizer += parameter.memory.optimizer;

@@ -18,7 +18,8 @@ struct MicroBatches {
 
 /// Resident bytes of a run at its fullest moment.
 struct MemoryPlan {
-  std::int64_t mapped = 0;       ///< pages of the model's files: all are read, and the system takes them back at need
+  std::int64_t mapped =
+      0;  ///< pages of the model's files that are computed with as they are; the system takes them back at need
   std::int64_t weights = 0;      ///< copies in the compute type
   std::int64_t master = 0;       ///< fp32 weights that train
   std::int64_t gradients = 0;    ///< fp32

@@ -104,7 +104,7 @@ double sum(const std::vector<double>& values) { return std::accumulate(values.be
 
 void write_report(const std::filesystem::path& output, std::span<const std::filesystem::path> run_folders) {
   if (run_folders.empty()) throw InternalError("write_report: no run folder");
-  std::vector<RunData> runs;
+  std::vector<RunRecord> runs;
   for (const auto& folder : run_folders) runs.push_back(read_run(folder));
   write_file_atomically(output, runs.size() == 1 ? run_page(runs.front()) : comparison_page(runs));
 }

@@ -19,32 +19,32 @@ std::string end_text(const Series& series, bool first) {
   return series.empty() ? kNone : fixed(first ? series.value.front() : series.value.back(), 4);
 }
 
-std::string overview(const std::vector<RunData>& runs) {
+std::string overview(const std::vector<RunRecord>& runs) {
   HtmlTable table{{""}, {}, {false}};
   for (std::size_t i = 0; i < runs.size(); ++i) table.header.push_back(letter(i) + " " + escape_html(runs[i].name));
   table.right.resize(table.header.size(), true);
   const auto row = [&](const char* name, const auto& value_of) {
     std::vector<std::string> cells{name};
-    for (const RunData& run : runs) cells.push_back(value_of(run));
+    for (const RunRecord& run : runs) cells.push_back(value_of(run));
     table.rows.push_back(std::move(cells));
   };
-  row("Folder", [](const RunData& run) { return "<code>" + escape_html(run.folder.string()) + "</code>"; });
-  row("Steps", [](const RunData& run) { return with_commas(run.num_steps); });
-  row("Tokens", [](const RunData& run) { return number_text(sum(run.of("tokens").value)); });
-  row("Time in steps", [](const RunData& run) { return human_seconds(sum(run.of("seconds").value)); });
+  row("Folder", [](const RunRecord& run) { return "<code>" + escape_html(run.folder.string()) + "</code>"; });
+  row("Steps", [](const RunRecord& run) { return with_commas(run.num_steps); });
+  row("Tokens", [](const RunRecord& run) { return number_text(sum(run.of("tokens").value)); });
+  row("Time in steps", [](const RunRecord& run) { return human_seconds(sum(run.of("seconds").value)); });
   row("Tokens per second, median",
-      [](const RunData& run) { return number_text(median(run.of("tokens_per_second").value)); });
-  row("Peak memory", [](const RunData& run) {
+      [](const RunRecord& run) { return number_text(median(run.of("tokens_per_second").value)); });
+  row("Peak memory", [](const RunRecord& run) {
     const auto& bytes = run.of("peak_rss_bytes").value;
     return bytes.empty() ? kNone : human_bytes(static_cast<std::int64_t>(*std::ranges::max_element(bytes)));
   });
-  row("Training loss, last smoothed", [](const RunData& run) {
+  row("Training loss, last smoothed", [](const RunRecord& run) {
     const auto& loss = run.of("loss").value;
     return loss.empty() ? kNone : fixed(smoothed(loss, smoothing_steps(loss.size())).back(), 4);
   });
-  row("Validation loss before", [](const RunData& run) { return end_text(run.of("valid_loss"), true); });
-  row("Validation loss after", [](const RunData& run) { return end_text(run.of("valid_loss"), false); });
-  row("Validation loss after, minus A's", [&](const RunData& run) {
+  row("Validation loss before", [](const RunRecord& run) { return end_text(run.of("valid_loss"), true); });
+  row("Validation loss after", [](const RunRecord& run) { return end_text(run.of("valid_loss"), false); });
+  row("Validation loss after, minus A's", [&](const RunRecord& run) {
     const Series &valid = run.of("valid_loss"), &first = runs.front().of("valid_loss");
     if (&run == &runs.front()) return std::string();
     return valid.empty() || first.empty() ? kNone : signed_text(valid.value.back() - first.value.back(), 4);
@@ -52,15 +52,15 @@ std::string overview(const std::vector<RunData>& runs) {
   return html_table(table);
 }
 
-const ScoreSeries* find_score(const RunData& run, const ScoreSeries& like) {
+const ScoreSeries* find_score(const RunRecord& run, const ScoreSeries& like) {
   const auto found = std::ranges::find_if(
       run.scores, [&](const ScoreSeries& score) { return score.task == like.task && score.metric == like.metric; });
   return found == run.scores.end() ? nullptr : &*found;
 }
 
-std::vector<ScoreSeries> all_scores(const std::vector<RunData>& runs) {
+std::vector<ScoreSeries> all_scores(const std::vector<RunRecord>& runs) {
   std::vector<ScoreSeries> all;
-  for (const RunData& run : runs) {
+  for (const RunRecord& run : runs) {
     for (const ScoreSeries& score : run.scores) {
       const bool is_known = std::ranges::any_of(
           all, [&](const ScoreSeries& known) { return known.task == score.task && known.metric == score.metric; });
@@ -70,7 +70,7 @@ std::vector<ScoreSeries> all_scores(const std::vector<RunData>& runs) {
   return all;
 }
 
-std::string score_comparison(const std::vector<RunData>& runs) {
+std::string score_comparison(const std::vector<RunRecord>& runs) {
   HtmlTable table{{"Task", "Metric"}, {}, {false, false}};
   for (std::size_t i = 0; i < runs.size(); ++i) {
     table.header.push_back(letter(i));
@@ -94,9 +94,9 @@ std::string score_comparison(const std::vector<RunData>& runs) {
   return html_table(table) + "<p class=\"note\">The last scores of each run; \xC2\xB1 is the standard error.</p>\n";
 }
 
-std::string recipe_comparison(const std::vector<RunData>& runs) {
+std::string recipe_comparison(const std::vector<RunRecord>& runs) {
   std::vector<std::string> keys;
-  for (const RunData& run : runs) {
+  for (const RunRecord& run : runs) {
     if (!run.recipe_text) return html_missing(run.folder.string() + "/recipe.yaml", "The difference of recipes is");
     for (const auto& [key, value] : run.recipe) {
       if (std::ranges::find(keys, key) == keys.end()) keys.push_back(key);
@@ -106,7 +106,7 @@ std::string recipe_comparison(const std::vector<RunData>& runs) {
   for (std::size_t i = 0; i < runs.size(); ++i) table.header.push_back(letter(i));
   for (const std::string& key : keys) {
     std::vector<std::optional<std::string>> values;
-    for (const RunData& run : runs) {
+    for (const RunRecord& run : runs) {
       const auto found = std::ranges::find(run.recipe, key, &std::pair<std::string, std::string>::first);
       values.push_back(found == run.recipe.end() ? std::nullopt : std::optional(found->second));
     }
@@ -120,7 +120,7 @@ std::string recipe_comparison(const std::vector<RunData>& runs) {
 }
 
 // Tokens trained on until each step of `series`.
-std::vector<double> tokens_until(const RunData& run, const Series& series) {
+std::vector<double> tokens_until(const RunRecord& run, const Series& series) {
   const Series& tokens = run.of("tokens");
   std::vector<double> result;
   double total = 0;
@@ -132,7 +132,7 @@ std::vector<double> tokens_until(const RunData& run, const Series& series) {
   return result;
 }
 
-Chart overlay(const std::vector<RunData>& runs, const MetricChart& metric, bool by_tokens, CurveKind kind) {
+Chart overlay(const std::vector<RunRecord>& runs, const MetricChart& metric, bool by_tokens, CurveKind kind) {
   Chart chart{metric.title, by_tokens ? "tokens" : "step", metric.unit, {}, false, metric.from_zero};
   for (std::size_t i = 0; i < runs.size(); ++i) {
     const Series& series = runs[i].of(metric.key);
@@ -145,7 +145,7 @@ Chart overlay(const std::vector<RunData>& runs, const MetricChart& metric, bool 
   return chart;
 }
 
-std::string curve_comparison(const std::vector<RunData>& runs) {
+std::string curve_comparison(const std::vector<RunRecord>& runs) {
   constexpr MetricChart kLoss{"loss", "Training loss, smoothed", "nats per supervised token", true, false};
   constexpr MetricChart kValid{"valid_loss", "Validation loss", "nats per supervised token", false, false};
   std::string out = "<div class=\"charts\">\n";
@@ -160,7 +160,7 @@ std::string curve_comparison(const std::vector<RunData>& runs) {
 
 }  // namespace
 
-std::string comparison_page(const std::vector<RunData>& runs) {
+std::string comparison_page(const std::vector<RunRecord>& runs) {
   std::vector<std::string> names;
   for (std::size_t i = 0; i < runs.size(); ++i) names.push_back(letter(i) + " " + runs[i].name);
   const std::string title = str(runs.size(), " runs compared");

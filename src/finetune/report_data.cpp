@@ -69,7 +69,7 @@ void add_scores(std::vector<ScoreSeries>& scores, const Json& tasks, std::int64_
   }
 }
 
-void read_metrics(RunData& run) {
+void read_metrics(RunRecord& run) {
   const fs::path path = run.folder / "metrics.jsonl";
   if (!fs::is_regular_file(path)) {
     throw InputError(str(run.folder.string(), ": found no metrics.jsonl, expected the folder of a run",
@@ -97,7 +97,7 @@ void read_metrics(RunData& run) {
 ExpertHistory counts_of(const Json& entry, const fs::path& path) {
   const auto step = entry.at("step").get<std::int64_t>();
   ExpertHistory counts{entry.at("layers").get<std::vector<std::int64_t>>(),
-                      entry.at("counts").get<std::vector<std::vector<std::int64_t>>>(), step, step};
+                       entry.at("counts").get<std::vector<std::vector<std::int64_t>>>(), step, step};
   bool fits = counts.layers.size() == counts.counts_LE.size();
   for (const auto& row : counts.counts_LE) fits = fits && !row.empty() && row.size() == counts.counts_LE.front().size();
   if (!fits) {
@@ -145,12 +145,6 @@ std::optional<ExpertHistory> read_experts(const fs::path& path, std::int64_t num
   return sum;
 }
 
-std::optional<double> optional_number(const Json& object, const char* key) {
-  const auto found = object.find(key);
-  if (found == object.end() || !found->is_number()) return std::nullopt;
-  return found->get<double>();
-}
-
 // "trainable" is a count, or true for all.
 std::int64_t trainable_count(const Json& group) {
   const Json& trainable = group.at("trainable");
@@ -158,12 +152,17 @@ std::int64_t trainable_count(const Json& group) {
   return trainable.get<bool>() ? group.at("parameters").get<std::int64_t>() : 0;
 }
 
+// A text, or a number as some write it.
+std::string rate_text(const Json& group, const char* key) {
+  if (!group.contains(key) || group[key].is_null()) return "";
+  return group[key].is_string() ? group[key].get<std::string>() : group[key].dump();
+}
+
 std::vector<GroupLine> groups_of(const Json& json) {
   std::vector<GroupLine> groups;
   for (const Json& line : json) {
     groups.push_back({line.at("group"), line.at("tensors"), line.at("parameters"), trainable_count(line),
-                      line.value("bytes", std::int64_t{0}), optional_number(line, "lr"),
-                      optional_number(line, "weight_decay")});
+                      line.value("bytes", std::int64_t{0}), rate_text(line, "lr"), rate_text(line, "weight_decay")});
   }
   return groups;
 }
@@ -236,7 +235,7 @@ void flatten(const YamlNode& node, const std::string& path, std::vector<std::pai
   out.emplace_back(path, is_list ? "[" + join(items, ", ") + "]" : node.text);
 }
 
-void read_recipe(RunData& run) {
+void read_recipe(RunRecord& run) {
   const fs::path path = run.folder / "recipe.yaml";
   if (!fs::is_regular_file(path)) return;
   run.recipe_text = std::string(MappedFile::open(path)->text());
@@ -255,19 +254,19 @@ std::string name_of_folder(const fs::path& folder) {
 
 }  // namespace
 
-const Series& RunData::of(const std::string& key) const {
+const Series& RunRecord::of(const std::string& key) const {
   static const Series none;
   const auto found = series.find(key);
   return found == series.end() ? none : found->second;
 }
 
-std::string RunData::recipe_value(const std::string& key) const {
+std::string RunRecord::recipe_value(const std::string& key) const {
   const auto found = std::ranges::find(recipe, key, &std::pair<std::string, std::string>::first);
   return found == recipe.end() ? "" : found->second;
 }
 
-RunData read_run(const fs::path& folder) {
-  RunData run;
+RunRecord read_run(const fs::path& folder) {
+  RunRecord run;
   run.folder = folder;
   run.name = name_of_folder(folder);
   read_metrics(run);

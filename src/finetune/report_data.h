@@ -39,7 +39,7 @@ struct ExpertHistory {
 struct GroupLine {
   std::string group;
   std::int64_t tensors = 0, parameters = 0, trainable = 0, bytes = 0;
-  std::optional<double> lr, weight_decay;
+  std::string lr, weight_decay;  ///< a number, or two with dots between; empty: frozen
 };
 
 struct SamplePiece {
@@ -69,7 +69,7 @@ struct EdgeData {
 
 /// What a run folder says about its run. `series` has every number of the step lines by its key, nested ones as
 /// "grad_norm_by_group/dag", and valid_loss.
-struct RunData {
+struct RunRecord {
   std::filesystem::path folder;
   std::string name;
   std::map<std::string, Series> series;
@@ -92,6 +92,6 @@ struct RunData {
 };
 
 /// Throws as write_report does.
-RunData read_run(const std::filesystem::path& folder);
+RunRecord read_run(const std::filesystem::path& folder);
 
 }  // namespace dagmoe

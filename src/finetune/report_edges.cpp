@@ -64,7 +64,7 @@ struct Moment {
   const EdgeData* edges;
 };
 
-std::vector<Moment> moments_of(const RunData& run) {
+std::vector<Moment> moments_of(const RunRecord& run) {
   std::vector<Moment> moments;
   if (run.edges_before) moments.push_back({"before", &*run.edges_before});
   if (run.edges_after) moments.push_back({"after", &*run.edges_after});
@@ -192,7 +192,7 @@ std::string share_table(const std::vector<Moment>& moments) {
 
 }  // namespace
 
-std::string edge_section(const RunData& run) {
+std::string edge_section(const RunRecord& run) {
   const std::vector<Moment> moments = moments_of(run);
   if (moments.empty()) return html_missing("analysis/edges.json", "The strength of the DAG's edges is");
   if (moments.front().edges->layers.empty()) return "<p class=\"missing\">The model has no DAG.</p>\n";

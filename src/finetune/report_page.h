@@ -53,13 +53,13 @@ double median(std::vector<double> values);
 double sum(const std::vector<double>& values);
 
 /// Parts of the page of one run.
-std::string score_section(const RunData& run);
-std::string curve_section(const RunData& run);
-std::string expert_section(const RunData& run);
-std::string edge_section(const RunData& run);
-std::string sample_section(const RunData& run);
+std::string score_section(const RunRecord& run);
+std::string curve_section(const RunRecord& run);
+std::string expert_section(const RunRecord& run);
+std::string edge_section(const RunRecord& run);
+std::string sample_section(const RunRecord& run);
 
-std::string run_page(const RunData& run);
-std::string comparison_page(const std::vector<RunData>& runs);
+std::string run_page(const RunRecord& run);
+std::string comparison_page(const std::vector<RunRecord>& runs);
 
 }  // namespace dagmoe

@@ -20,7 +20,7 @@ std::string percent_change(double before, double after) {
   return before == 0 ? "" : signed_text((after - before) / before * 100, 1) + " %";
 }
 
-std::string facts(const RunData& run) {
+std::string facts(const RunRecord& run) {
   std::string out = "<dl class=\"facts\">\n";
   if (const Series& valid = run.of("valid_loss"); !valid.empty()) {
     const double before = valid.value.front(), after = valid.value.back();
@@ -48,7 +48,7 @@ std::string facts(const RunData& run) {
   return out + "</dl>\n";
 }
 
-std::string subtitle(const RunData& run) {
+std::string subtitle(const RunRecord& run) {
   std::vector<std::string> parts;
   const auto code = [](const std::string& text) { return "<code>" + escape_html(text) + "</code>"; };
   if (const auto model = run.recipe_value("model.path"); !model.empty()) parts.push_back("model " + code(model));
@@ -63,20 +63,18 @@ std::string score_text(const ScoreSeries::At& at) {
   return fixed(at.value, 4) + (at.error ? " \xC2\xB1 " + fixed(*at.error, 4) : "");
 }
 
-std::string value_or_dash(const std::optional<double>& value) {
-  return value ? number_text(*value) : std::string("\xE2\x80\x93");
-}
+std::string text_or_dash(const std::string& text) { return text.empty() ? "\xE2\x80\x93" : escape_html(text); }
 
-std::string group_section(const RunData& run) {
+std::string group_section(const RunRecord& run) {
   if (!run.groups) return html_missing("analysis/groups.json", "The table of parameter groups is");
   HtmlTable table{{"Group", "Trained", "Tensors", "Parameters", "Trainable", "Learning rate", "Weight decay", "Memory"},
                   {},
                   {false, false, true, true, true, true, true, true}};
-  GroupLine total{"all", 0, 0, 0, 0, std::nullopt, std::nullopt};
+  GroupLine total{"all", 0, 0, 0, 0, "", ""};
   const auto row = [&](const GroupLine& line) {
     const char* state = line.trainable == 0 ? "frozen" : line.trainable == line.parameters ? "yes" : "in part";
     table.rows.push_back({escape_html(line.group), state, with_commas(line.tensors), with_commas(line.parameters),
-                          with_commas(line.trainable), value_or_dash(line.lr), value_or_dash(line.weight_decay),
+                          with_commas(line.trainable), text_or_dash(line.lr), text_or_dash(line.weight_decay),
                           human_bytes(line.bytes)});
     table.row_classes.push_back(line.trainable > 0 ? "on" : "off");
   };
@@ -107,7 +105,7 @@ void add_smoothed(std::vector<Curve>& curves, const Series& series, const std::s
       {label, series.step, smoothed(series.value, smoothing_steps(series.value.size())), CurveKind::kLine, style});
 }
 
-Chart loss_chart(const RunData& run) {
+Chart loss_chart(const RunRecord& run) {
   Chart chart{"Loss", "step", "nats per supervised token", {}, /*wide=*/true};
   const Series& loss = run.of("loss");
   if (!loss.empty()) add_smoothed(chart.curves, loss, "training", 0);
@@ -116,7 +114,7 @@ Chart loss_chart(const RunData& run) {
   return chart;
 }
 
-Chart metric_chart(const RunData& run, const MetricChart& metric) {
+Chart metric_chart(const RunRecord& run, const MetricChart& metric) {
   Chart chart{metric.title, "step", metric.unit, {}, false, metric.from_zero};
   std::vector<std::pair<std::string, const Series*>> groups;
   const std::string prefix = std::string(metric.key) + "_by_group/";
@@ -181,7 +179,7 @@ std::string environment_table(const Json& environment) {
   return out.erase(head_begin, head_end + 8 - head_begin);
 }
 
-std::string origin_section(const RunData& run) {
+std::string origin_section(const RunRecord& run) {
   std::string out = run.environment ? environment_table(*run.environment)
                                     : html_missing("environment.json", "The table of versions and checksums is");
   out += run.recipe_text ? details("The recipe, completed, as run (recipe.yaml)", *run.recipe_text)
@@ -191,7 +189,7 @@ std::string origin_section(const RunData& run) {
 
 }  // namespace
 
-std::string score_section(const RunData& run) {
+std::string score_section(const RunRecord& run) {
   HtmlTable table{
       {"Measure", "", "Before", "After", "Difference", "Steps"}, {}, {false, false, true, true, true, true}};
   const auto steps_text = [](double first, double last) { return number_text(first) + kArrow + number_text(last); };
@@ -222,7 +220,7 @@ std::string score_section(const RunData& run) {
   return out;
 }
 
-std::string curve_section(const RunData& run) {
+std::string curve_section(const RunRecord& run) {
   std::string out;
   const Chart loss = loss_chart(run);
   if (loss.curves.empty()) return "<p class=\"missing\">No curves: metrics.jsonl has no finished step.</p>\n";
@@ -237,7 +235,7 @@ std::string curve_section(const RunData& run) {
   return out + "</div>\n";
 }
 
-std::string expert_section(const RunData& run) {
+std::string expert_section(const RunRecord& run) {
   if (!run.experts) return html_missing("experts.jsonl", "The use of the experts is");
   const ExpertHistory& experts = *run.experts;
   if (experts.counts_LE.empty()) return "<p class=\"missing\">The model has no experts.</p>\n";
@@ -267,7 +265,7 @@ std::string expert_section(const RunData& run) {
              dead_experts(experts));
 }
 
-std::string sample_section(const RunData& run) {
+std::string sample_section(const RunRecord& run) {
   if (!run.samples) return html_missing("analysis/samples.json", "The first training samples are");
   std::string out =
       "<p>The first training samples as the model sees them. <mark>Bold and underlined</mark> text is "
@@ -282,7 +280,7 @@ std::string sample_section(const RunData& run) {
   return out;
 }
 
-std::string run_page(const RunData& run) {
+std::string run_page(const RunRecord& run) {
   std::string body =
       str("<header><h1>", escape_html(run.name), "</h1>\n", subtitle(run), facts(run), "</header>\n<main>\n");
   if (run.last_line_torn)

@@ -31,7 +31,8 @@ Json pieces_of(const Example& example, const Tokenizer& tokenizer) {
     std::size_t end = begin;
     while (end < example.tokens.size() && example.loss_mask[end] == example.loss_mask[begin]) ++end;
     const std::span<const TokenId> ids(example.tokens.data() + begin, end - begin);
-    pieces.push_back({{"text", tokenizer.decode(ids)}, {"supervised", example.loss_mask[begin] != 0}});
+    pieces.push_back(
+        {{"text", tokenizer.decode(ids, /*keep_special=*/true)}, {"supervised", example.loss_mask[begin] != 0}});
     begin = end;
   }
   return pieces;
@@ -72,8 +73,9 @@ Json sample_json(ExampleStream& stream, const Tokenizer& tokenizer, std::int64_t
   while (static_cast<std::int64_t>(samples.size()) < count) {
     const auto example = stream.next();
     if (!example) break;
-    samples.push_back(
-        {{"line", example->line}, {"tokens", example->tokens.size()}, {"pieces", pieces_of(*example, tokenizer)}});
+    samples.push_back({{"source", str("line ", example->line)},
+                       {"tokens", example->tokens.size()},
+                       {"pieces", pieces_of(*example, tokenizer)}});
   }
   stream.seek(start);
   return samples;
