@@ -91,7 +91,7 @@ std::string sample_text(const Json& sample, bool color) {
 std::string samples_text(const Json& samples, bool color) {
   std::string text;
   for (const Json& sample : samples) {
-    text += str("line ", sample.at("line").dump(), ", ", sample.at("tokens").dump(), " tokens\n",
+    text += str(sample.at("source").get<std::string>(), ", ", sample.at("tokens").dump(), " tokens\n",
                 indented(sample_text(sample, color)));
   }
   return text;
