@@ -2,11 +2,17 @@
 
 #include <sys/resource.h>
 
+#include <chrono>
+
 namespace dagmoe {
 
 std::string version_text() { return DAGMOE_VERSION; }
 
 std::string commit_text() { return DAGMOE_COMMIT; }
+
+double seconds_since_1970() {
+  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
+}
 
 std::int64_t peak_rss_bytes() {
   rusage usage{};

@@ -10,5 +10,7 @@ std::string version_text();
 std::string commit_text();
 /// Largest resident memory of this process so far.
 std::int64_t peak_rss_bytes();
+/// Wall-clock time.
+double seconds_since_1970();
 
 }  // namespace dagmoe

@@ -23,9 +23,6 @@ constexpr std::int64_t kMostPackedSteps = 64;
 // that oneDNN builds, memory of the threads. Measured as the peak of a run of a model of 20,000 parameters less the
 // resident memory of its plan (plan_test.cpp, "tiny run").
 constexpr std::int64_t kTrainingProgramBytes = 60'000'000;
-// Share of the machine's peak of matrix products that training steps are expected to reach, a wide guess: gemm_share of
-// runs on two busy cores was 0.15 to 0.27 for DAG tuning and 0.22 for a full run. `measure` needs no guess.
-constexpr double kLeastGemmShare = 0.15, kMostGemmShare = 0.45;
 
 std::int64_t resident_bytes() {
   std::ifstream statm("/proc/self/statm");
@@ -62,12 +59,12 @@ void add_step(DataPlan& plan, const StepBatch& step) {
 }
 
 // The first steps of the run, packed as the trainer packs them. The stream stands afterwards where it stood before.
-DataPlan plan_data(const Recipe& recipe, const RunSetup& setup, RunData& data) {
+DataPlan plan_data(const Recipe& recipe, RunData& data) {
   DataPlan plan;
   const StreamCounters before = data.train.counters();
   plan.records = before.records, plan.bad_records = before.bad_records;
   plan.num_steps = data.num_steps;
-  const StepBatchConfig batch = train_config(recipe, setup).batch;
+  const StepBatchConfig batch = batch_config(recipe);
   const StreamPosition start = data.train.position();
   while (plan.packed_steps < std::min(data.num_steps, kMostPackedSteps)) {
     auto step = next_step_batch(data.train, batch);
@@ -163,7 +160,7 @@ OutputPlan plan_output(const Recipe& recipe) {
 
 RunPlan make_plan(const Recipe& recipe, const PlanOptions& options) {
   const RunSetup setup = prepare_run(recipe);
-  RunData data = open_data(recipe, setup);
+  RunData data = open_data(recipe);
   RunPlan plan;
   plan.recipe_file = recipe.file;
   plan.model_path = recipe.model.path;
@@ -172,7 +169,7 @@ RunPlan make_plan(const Recipe& recipe, const PlanOptions& options) {
   plan.output = plan_output(recipe);
   plan.warnings = setup.warnings;
   plan.samples = sample_json(data.train, *data.tokenizer, kSampleCount);
-  plan.data = plan_data(recipe, setup, data);
+  plan.data = plan_data(recipe, data);
   plan.memory = plan_memory(recipe, setup, plan.data.micro_batches, resident_bytes() + kTrainingProgramBytes);
   plan.time = plan_time(recipe, setup, plan.data, options, data);
   return plan;

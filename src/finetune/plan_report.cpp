@@ -72,7 +72,8 @@ std::string time_text(const RunPlan& plan) {
              seconds_text(time.step_seconds_high), " a step, ", seconds_text(time.step_seconds_low * steps), " to ",
              seconds_text(time.step_seconds_high * steps), " for all steps\n", "from ",
              fixed(time.flops_per_step / 1e9, 1), " GFLOP a step in matrix products and this machine's ",
-             fixed(time.gemm_peak / 1e9, 0), " GFLOP/s, of which a step reaches 15 to 45 %\n");
+             fixed(time.gemm_peak / 1e9, 0), " GFLOP/s, of which a step reaches ", fixed(100 * kLeastGemmShare, 0),
+             " to ", fixed(100 * kMostGemmShare, 0), " %\n");
 }
 
 std::string sample_text(const Json& sample, bool color) {

@@ -1,7 +1,6 @@
 #include "finetune/run.h"
 
 #include <algorithm>
-#include <cmath>
 #include <limits>
 
 #include "base/atomic_file.h"
@@ -66,12 +65,14 @@ class Run {
         trainer_(model_, data.train, config_),
         folder_(open_folder()),
         history_(recipe.eval.early_stopping_min_delta),
-        totals_(config_.num_steps) {
+        totals_(config_.num_steps),
+        flops_per_token_(step_flops(setup, {.tokens = 1, .supervised_tokens = 0}, recipe.recompute)),
+        flops_per_target_(step_flops(setup, {.tokens = 0, .supervised_tokens = 1}, recipe.recompute)) {
     if (options_.measure_gemm_peak) gemm_peak_ = options_.measure_gemm_peak(model_.compute_dtype);
   }
 
   RunResult run() {
-    for (const Json& line : folder_.lines()) remember(line);
+    for (const Json& line : folder_.earlier_lines()) remember(line);
     if (!resumed_) begin();
     const StreamCounters counted_before = data_.train.counters();
     // An interrupted run saved before it validated.
@@ -125,7 +126,7 @@ class Run {
   }
 
   bool has_validation(std::int64_t step) const {
-    return std::ranges::any_of(folder_.lines(), [step](const Json& line) {
+    return std::ranges::any_of(folder_.earlier_lines(), [step](const Json& line) {
       return line.at("step") == step && (line.contains("valid_loss") || line.contains("scores"));
     });
   }
@@ -167,8 +168,7 @@ class Run {
     const std::int64_t step = trainer_.num_steps_done();
     if (data_.valid) {
       const ValidLoss loss = validation_loss(model_, *data_.valid, recipe_.batch.micro_batch_tokens);
-      folder_.write_validation(step, loss);
-      remember(folder_.lines().back());
+      remember(folder_.write_validation(step, loss));
       log_info(str("step ", step, ": valid loss ", fixed(loss.loss, 4), " nats per token over ",
                    with_commas(loss.supervised_tokens), " tokens"));
     }
@@ -197,14 +197,18 @@ class Run {
     }
   }
 
+  // 0 when the peak was not measured.
+  double gemm_share(const StepMetrics& metrics) const {
+    if (gemm_peak_ == 0) return 0.0;
+    const double flops = flops_per_token_ * static_cast<double>(metrics.tokens) +
+                         flops_per_target_ * static_cast<double>(metrics.supervised_tokens);
+    return flops / metrics.seconds / gemm_peak_;
+  }
+
   void one_step(Progress& progress) {
     const StepMetrics metrics = train_step();
-    const double share = gemm_peak_ > 0
-                             ? step_flops(setup_, {metrics.tokens, metrics.supervised_tokens}, recipe_.recompute) /
-                                   metrics.seconds / gemm_peak_
-                             : 0.0;
-    folder_.write_step(metrics, share);
-    remember(folder_.lines().back());
+    const double share = gemm_share(metrics);
+    remember(folder_.write_step(metrics, share));
     if (!metrics.fault.empty()) log_warning(metrics.fault + "; the step was skipped and no weight was changed");
     progress.update(metrics.step, str("loss ", fixed(metrics.loss, 4), "  ",
                                       fixed(static_cast<double>(metrics.tokens) / metrics.seconds, 0), " tok/s",
@@ -249,6 +253,8 @@ class Run {
   RunFolder folder_;
   ValidationHistory history_;
   StepTotals totals_;
+  double flops_per_token_,
+      flops_per_target_;  // step_flops is linear in both counts, and long to add up for many experts
   RunResult result_{.valid_loss_before = std::numeric_limits<double>::quiet_NaN(),
                     .valid_loss_after = std::numeric_limits<double>::quiet_NaN()};
   double gemm_peak_ = 0.0;
@@ -261,7 +267,7 @@ RunResult run_finetune(const Recipe& recipe, const RunOptions& options) {
   const RunSetup setup = prepare_run(recipe);
   for (const auto& line : setup.warnings) log_warning(line);
   log_info(group_table(group_rows(setup)));
-  RunData data = open_data(recipe, setup);
+  RunData data = open_data(recipe);
   log_info(str(with_commas(data.num_steps), " steps"));
   return Run(recipe, options, setup, data).run();
 }

@@ -52,7 +52,7 @@ void report_cuts(const StreamCounters& before, const StreamCounters& after, std:
     log_warning(str("train: ", skipped, " samples were skipped: nothing to learn was left after the cut"));
 }
 
-RunData open_data(const Recipe& recipe, const RunSetup& setup) {
+RunData open_data(const Recipe& recipe) {
   auto tokenizer = load_tokenizer(recipe.model.path);
   ExampleStream train(data_sources(recipe, recipe.data.train), *tokenizer, train_stream_options(recipe));
   RunData data{.tokenizer = std::move(tokenizer), .train = std::move(train), .valid = {}};
@@ -61,8 +61,7 @@ RunData open_data(const Recipe& recipe, const RunSetup& setup) {
     data.valid.emplace(data_sources(recipe, recipe.data.valid), *data.tokenizer, valid_stream_options(recipe));
     report_counters("valid", data.valid->counters());
   }
-  data.num_steps =
-      recipe.steps ? *recipe.steps : count_steps(data.train, train_config(recipe, setup).batch, *recipe.epochs);
+  data.num_steps = recipe.steps ? *recipe.steps : count_steps(data.train, batch_config(recipe), *recipe.epochs);
   if (recipe.epochs) report_cuts({}, data.train.counters(), *recipe.epochs, recipe.data.max_seq_len);
   return data;
 }

@@ -22,7 +22,7 @@ struct RunData {
   std::int64_t num_steps = 0;  ///< optimizer steps of the whole run
 };
 /// Reports on stderr what was read, left out and cut.
-RunData open_data(const Recipe& recipe, const RunSetup& setup);
+RunData open_data(const Recipe& recipe);
 
 /// Warns of training samples that lost their end, by the counters of a stream at two moments. `num_passes`: how often
 /// it went over its samples between them.

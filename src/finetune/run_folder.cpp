@@ -5,7 +5,6 @@
 #include <torch/headeronly/version.h>
 #include <unistd.h>
 
-#include <chrono>
 #include <map>
 #include <utility>
 
@@ -71,10 +70,6 @@ Json step_json(const StepMetrics& metrics, double gemm_share) {
     line["fault"] = metrics.fault;
   }
   return line;
-}
-
-double seconds_since_1970() {
-  return std::chrono::duration<double>(std::chrono::system_clock::now().time_since_epoch()).count();
 }
 
 // The whole lines of a JSONL file up to a step. A killed process may have left half a line at the end.
@@ -144,9 +139,9 @@ void sync_file(const fs::path& path) {
 
 }  // namespace
 
-RunFolder::RunFolder(fs::path folder, std::vector<Json> lines, TensorBoardWriter events)
+RunFolder::RunFolder(fs::path folder, std::vector<Json> earlier_lines, TensorBoardWriter events)
     : folder_(std::move(folder)),
-      lines_(std::move(lines)),
+      earlier_lines_(std::move(earlier_lines)),
       metrics_(open_for_appending(folder_ / kMetrics)),
       experts_(open_for_appending(folder_ / kExperts)),
       events_(std::move(events)) {}
@@ -179,19 +174,22 @@ void RunFolder::write_line(const Json& line) {
   append_line(metrics_, folder_ / kMetrics, line);
   events_.metrics_line(line, seconds_since_1970());
   events_.flush();
-  lines_.push_back(line);
 }
 
-void RunFolder::write_step(const StepMetrics& metrics, double gemm_share) {
-  write_line(step_json(metrics, gemm_share));
+Json RunFolder::write_step(const StepMetrics& metrics, double gemm_share) {
+  Json line = step_json(metrics, gemm_share);
+  write_line(line);
   const ExpertCounts& counts = metrics.expert_counts;
-  if (counts.counts_LE.empty()) return;
+  if (counts.counts_LE.empty()) return line;
   append_line(experts_, folder_ / kExperts,
               {{"step", metrics.step}, {"layers", metrics.moe_layers}, {"counts", counts.counts_LE}});
+  return line;
 }
 
-void RunFolder::write_validation(std::int64_t step, const ValidLoss& loss) {
-  write_line({{"step", step}, {"valid_loss", loss.loss}, {"valid_supervised_tokens", loss.supervised_tokens}});
+Json RunFolder::write_validation(std::int64_t step, const ValidLoss& loss) {
+  Json line = {{"step", step}, {"valid_loss", loss.loss}, {"valid_supervised_tokens", loss.supervised_tokens}};
+  write_line(line);
+  return line;
 }
 
 void RunFolder::write_scores(std::int64_t step, const Json& scores) {

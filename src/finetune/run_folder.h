@@ -26,12 +26,13 @@ class RunFolder {
 
   const std::filesystem::path& path() const noexcept { return folder_; }
   std::filesystem::path final_path() const { return folder_ / "final"; }
-  /// The lines of metrics.jsonl so far.
-  const std::vector<Json>& lines() const noexcept { return lines_; }
+  /// The lines of metrics.jsonl that a resumed run found; those written since are not kept, a long run has many.
+  const std::vector<Json>& earlier_lines() const noexcept { return earlier_lines_; }
 
   /// `gemm_share`: of the machine's measured peak of matrix products; 0 when it was not measured.
-  void write_step(const StepMetrics& metrics, double gemm_share);
-  void write_validation(std::int64_t step, const ValidLoss& loss);
+  /// This and write_validation give the line as it was written.
+  Json write_step(const StepMetrics& metrics, double gemm_share);
+  Json write_validation(std::int64_t step, const ValidLoss& loss);
   /// {"arc_easy": {"acc": 0.46, ...}, ...}
   void write_scores(std::int64_t step, const Json& scores);
   /// analysis/NAME.json
@@ -42,11 +43,11 @@ class RunFolder {
   void sync() const;
 
  private:
-  RunFolder(std::filesystem::path folder, std::vector<Json> lines, TensorBoardWriter events);
+  RunFolder(std::filesystem::path folder, std::vector<Json> earlier_lines, TensorBoardWriter events);
   void write_line(const Json& line);
 
   std::filesystem::path folder_;
-  std::vector<Json> lines_;
+  std::vector<Json> earlier_lines_;
   std::ofstream metrics_, experts_;
   TensorBoardWriter events_;
 };

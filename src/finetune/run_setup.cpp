@@ -152,13 +152,17 @@ LoadOptions load_options(const Recipe& recipe, const RunSetup& setup) {
   return options;
 }
 
+StepBatchConfig batch_config(const Recipe& recipe) {
+  return {.step_tokens = recipe.batch.tokens.value_or(0),
+          .step_sequences = recipe.batch.sequences.value_or(0),
+          .micro_batch_tokens = recipe.data.packing ? recipe.batch.micro_batch_tokens : 1};
+}
+
 TrainConfig train_config(const Recipe& recipe, const RunSetup& setup) {
   TrainConfig config;
   config.optimizer = optimizer_config(recipe);
   config.schedule = recipe.schedule;
-  config.batch = {.step_tokens = recipe.batch.tokens.value_or(0),
-                  .step_sequences = recipe.batch.sequences.value_or(0),
-                  .micro_batch_tokens = recipe.data.packing ? recipe.batch.micro_batch_tokens : 1};
+  config.batch = batch_config(recipe);
   // One schedule for all: rates are relative to the optimizer's, or to the largest where that is 0.
   if (config.optimizer.lr == 0) {
     for (const RunParameter& parameter : setup.parameters)

@@ -44,6 +44,7 @@ struct RunSetup {
 /// Throws ConfigError for what does not fit the model, InputError for a damaged checkpoint.
 RunSetup prepare_run(const Recipe& recipe);
 LoadOptions load_options(const Recipe& recipe, const RunSetup& setup);
+StepBatchConfig batch_config(const Recipe& recipe);
 /// Without num_steps, which depends on the data.
 TrainConfig train_config(const Recipe& recipe, const RunSetup& setup);
 /// The files of data.train or data.valid with the prompt templates that they name. Throws InputError for a missing one.

@@ -51,7 +51,7 @@ FirstStep first_step(const TinyRun& run, std::int64_t micro_batch_tokens, const 
   overrides.insert(overrides.end(), more.begin(), more.end());
   const Recipe recipe = run.recipe(overrides);
   const RunSetup setup = prepare_run(recipe);
-  RunData data = open_data(recipe, setup);
+  RunData data = open_data(recipe);
   TrainConfig config = train_config(recipe, setup);
   config.num_steps = 1;
   config.batch.micro_batch_tokens = micro_batch_tokens;
