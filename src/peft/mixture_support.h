@@ -25,7 +25,7 @@ void expect_shapes(std::string_view adapter, const std::vector<NamedShape>& shap
 at::ScalarType routing_dtype(const at::Tensor& x);
 
 /// The k largest along the last dimension, largest first; of equal scores the lower index first, which at::topk does
-/// not promise. Not differentiable. For the few experts of an adapter: it sorts them all.
+/// not promise. `scores` is float or double; not differentiable.
 at::Tensor stable_top_k(const at::Tensor& scores, std::int64_t k);
 
 /// How many of `ids` are 0, 1, .. `num_experts - 1`.
