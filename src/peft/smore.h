@@ -21,9 +21,8 @@
 // Left open by the paper's equations, chosen here:
 // - the activation is tanh, as in the authors' LLaMA-3-8B example; widths router_dim = key_dim = 32 are theirs too;
 // - c_l = alpha / ranks[l], as in the authors' program where an alpha is given; alpha = rank is their c_l = 1;
-// - alpha_i = p_i / (sum of the chosen p), but p_i itself where one expert is active: 1 for every expert would leave
-// the
-//   router without a gradient (theirs does the same);
+// - alpha_i = p_i / (sum of the chosen p), but p_i itself where one expert is active: its quotient would always be 1
+//   and the router would have no gradient (theirs does the same);
 // - experts have no biases, as in the paper; the authors' program adds one to A, B, W_l and W_final.
 // Letters: T tokens, I inputs and O outputs of the linear; of depth l: S experts, F active, R rank, P parents (the
 // nodes above), N = P F nodes, C = d_l, D = d_{l+1}; Q router_dim, H key_dim, X = Q + ancestors H.
