@@ -5,7 +5,9 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <vector>
 
+#include "checkpoint/adapter.h"
 #include "checkpoint/checkpoint.h"
 #include "data/tokenizer.h"
 
@@ -20,6 +22,16 @@ struct ModelSession {
   Decoder model;
   std::unique_ptr<Tokenizer> tokenizer;
 };
-ModelSession open_model(const std::filesystem::path& folder, at::ScalarType dtype);
+/// With `adapters` on it, each checked against this base.
+ModelSession open_model(const std::filesystem::path& folder, at::ScalarType dtype,
+                        const std::vector<std::string>& adapters = {});
+/// The base of open_model alone, with the DAG that the adapters bring; and the adapters for it.
+struct AdaptedModel {
+  Checkpoint checkpoint;
+  Decoder model;
+  std::vector<Adapter> adapters;
+};
+AdaptedModel open_adapted(const std::filesystem::path& folder, at::ScalarType dtype,
+                          const std::vector<std::string>& adapters);
 
 }  // namespace dagmoe

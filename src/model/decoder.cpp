@@ -237,6 +237,18 @@ std::vector<NamedTensor> Decoder::adapter_parameters() {
   return named;
 }
 
+std::vector<NamedTensor> Decoder::adapter_buffers() {
+  std::vector<NamedTensor> named;
+  for (auto& [module, linear] : linears()) {
+    for (LoraAdapter& adapter : linear->adapters) {
+      if (!adapter.initial_a_RI.defined()) continue;
+      named.push_back({module + ".lora_A.initial", &adapter.initial_a_RI});
+      named.push_back({module + ".lora_B.initial", &adapter.initial_b_OR});
+    }
+  }
+  return named;
+}
+
 std::vector<NamedTensor> Decoder::all_parameters() {
   std::vector<NamedTensor> named = parameters();
   for (auto& parameter : adapter_parameters()) named.push_back(std::move(parameter));

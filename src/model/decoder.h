@@ -117,6 +117,8 @@ class Decoder {
   /// The factors and magnitudes of all adapters: "model.layers.3.self_attn.q_proj.lora_A.weight",
   /// "model.layers.3.mlp.experts.gate_up_proj.lora_B.weight".
   std::vector<NamedTensor> adapter_parameters();
+  /// What adapters hold besides parameters: PiSSA's start, "model.layers.3.self_attn.q_proj.lora_A.initial".
+  std::vector<NamedTensor> adapter_buffers();
   /// parameters() and adapter_parameters().
   std::vector<NamedTensor> all_parameters();
 
