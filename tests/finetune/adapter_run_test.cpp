@@ -133,10 +133,10 @@ TEST_CASE("adapter runs: linears take DoRA, PiSSA and dropout", "[finetune]") {
 TEST_CASE("adapter runs: a resumed run equals an uninterrupted one bit for bit", "[finetune]") {
   const TinyRun run(kLora);
   for (const std::vector<std::string>& more : {std::vector<std::string>{},
-                                              {"lora.targets=[attention]", "lora.dropout=0.2"},
-                                              {"lora.targets=[attention]", "lora.init=pissa"},
-                                              {"lora.targets=[attention]", "lora.kind=dora"},
-                                              {"trainable=[dag, norms]"}}) {
+                                               {"lora.targets=[attention]", "lora.dropout=0.2"},
+                                               {"lora.targets=[attention]", "lora.init=pissa"},
+                                               {"lora.targets=[attention]", "lora.kind=dora"},
+                                               {"trainable=[dag, norms]"}}) {
     const std::string name = more.empty() ? "plain" : more.back();
     INFO(name);
     auto overrides = more;
