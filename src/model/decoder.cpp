@@ -53,11 +53,12 @@ at::Tensor expert_ffn(const at::Tensor& x_RD, const Experts& experts, const std:
              up_RF = expert_linear(x_RD, experts.up_FD, counts_E);
   if (!experts.gate_up_adapters.empty()) {
     const auto deltas = expert_deltas(x_RD, experts.gate_up_adapters, counts_E).chunk(2, 1);
-    gate_RF = gate_RF + deltas[0], up_RF = up_RF + deltas[1];
+    gate_RF.add_(deltas[0]), up_RF.add_(deltas[1]);  // in place: no more memory than without adapters
   }
   const at::Tensor inner_RF = swiglu(gate_RF, up_RF);
-  const at::Tensor out_RD = expert_linear(inner_RF, experts.down_DF, counts_E);
-  return experts.down_adapters.empty() ? out_RD : out_RD + expert_deltas(inner_RF, experts.down_adapters, counts_E);
+  at::Tensor out_RD = expert_linear(inner_RF, experts.down_DF, counts_E);
+  if (!experts.down_adapters.empty()) out_RD.add_(expert_deltas(inner_RF, experts.down_adapters, counts_E));
+  return out_RD;
 }
 
 at::Tensor feed_forward_part(const at::Tensor& x_TD, const FeedForward& part, const AdapterPass& pass) {
