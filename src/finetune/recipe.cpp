@@ -1,5 +1,7 @@
 #include "finetune/recipe.h"
 
+#include <algorithm>
+
 #include "base/config_reader.h"
 #include "base/error.h"
 #include "base/text.h"
@@ -84,6 +86,11 @@ void bind(Fields& fields, TrainableEntry& config) {
 }
 
 template <class Fields>
+void bind(Fields& fields, Recipe::Esft& config) {
+  fields.required("experts", config.experts);
+}
+
+template <class Fields>
 void bind(Fields& fields, Recipe::Data& config) {
   fields.section("train", config.train);
   fields.section("valid", config.valid);
@@ -162,6 +169,7 @@ void bind(Fields& fields, Recipe& recipe) {
   fields.choice("dtype", recipe.dtype, {{"float32", ComputeType::kFloat32}, {"bfloat16", ComputeType::kBFloat16}});
   fields.section("model", recipe.model);
   fields.section_or_word("trainable", recipe.trainable, "group");
+  fields.section("esft", recipe.esft);
   fields.section("data", recipe.data);
   fields.section("batch", recipe.batch);
   fields.template optional<std::int64_t>("epochs", recipe.epochs, {.min = 1, .max = kMaxCount});
@@ -201,6 +209,9 @@ Recipe load_recipe(const std::filesystem::path& path, std::span<const std::strin
   if (recipe.trainable.empty()) {
     reader.issue("trainable", str(reader.has("trainable") ? "" : "required key is missing; ",
                                   "expected at least one group, 'full' or a glob"));
+  }
+  if (!recipe.esft && std::ranges::any_of(recipe.trainable, &TrainableEntry::is_esft)) {
+    reader.issue("esft", "required by trainable: esft; expected {experts: FILE}, which dagmoe profile-experts writes");
   }
   if (recipe.device == Device::kCuda) reader.issue("device", "training on cuda is not built yet; expected auto or cpu");
   reader.finish();
@@ -311,6 +322,8 @@ std::vector<std::string> settings_without_effect(const Recipe& recipe, const Mod
   dead.add(!recipe.data.packing && recipe.batch.micro_batch_tokens != defaults.batch.micro_batch_tokens,
            "batch.micro_batch_tokens", "with data.packing false: every sample is a micro batch of its own");
   const bool draws = recipe.data.shuffle || recipe.neftune_alpha > 0 || (recipe.model.dag && model.dag);
+  dead.add(recipe.esft && std::ranges::none_of(recipe.trainable, &TrainableEntry::is_esft), "esft.experts",
+           "unless a rule says esft");
   dead.add(recipe.seed != defaults.seed && !draws, "seed", "because nothing is drawn at random");
   return std::move(dead.lines);
 }

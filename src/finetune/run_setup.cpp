@@ -7,15 +7,22 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "peft/esft.h"
 
 namespace dagmoe {
 namespace {
 
-std::vector<TrainableRule> trainable_rules(const Recipe& recipe) {
+// `names`: of all parameters.
+std::vector<TrainableRule> trainable_rules(const Recipe& recipe, const std::vector<std::string>& names) {
+  std::set<std::string> esft_names;
+  if (recipe.esft && std::ranges::any_of(recipe.trainable, &TrainableEntry::is_esft)) {
+    esft_names = esft_parameters(read_esft_config(recipe.esft->experts), names, recipe.esft->experts);
+  }
   std::vector<TrainableRule> rules;
   for (const TrainableEntry& entry : recipe.trainable) {
     TrainableRule rule{entry.group, entry.where};
     for (const auto& layers : entry.layers) rule.layers.push_back(*parse_layer_range(layers));
+    if (entry.is_esft()) rule.names = esft_names;
     rules.push_back(std::move(rule));
   }
   return rules;
@@ -128,7 +135,7 @@ RunSetup prepare_run(const Recipe& recipe) {
   setup.config = run_config(recipe, setup.source.config());
   std::vector<std::string> names;
   for (const auto& [name, shape] : parameter_shapes(setup.config)) names.push_back(name);
-  const TrainableSelection selection = select_trainable(trainable_rules(recipe), names);
+  const TrainableSelection selection = select_trainable(trainable_rules(recipe, names), names);
   setup.parameters = run_parameters(recipe, setup.config, setup.source, selection);
   setup.router_gets_gradient = trains_before_a_router(setup.parameters);
   setup.warnings = settings_without_effect(recipe, setup.config, setup.router_gets_gradient);
