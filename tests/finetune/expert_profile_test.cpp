@@ -176,7 +176,7 @@ TEST_CASE("expert profile: table, warnings and both files say the same", "[finet
 TEST_CASE("expert profile: a dense model and weights that are not finite are refused", "[finetune]") {
   ProfileFixture run;
   ExampleStream stream = run.stream();
-  run.model.layers[1].router_ED.fill_(NAN);
+  run.model.layers[1].router_ED = at::full_like(run.model.layers[1].router_ED, NAN);
   REQUIRE_THROWS_AS(profile_experts(run.model, stream, {}), NumericsError);
   run.model.config.moe.reset();
   REQUIRE_THROWS_WITH(profile_experts(run.model, stream, {}), Catch::Contains("the model is dense"));
@@ -255,6 +255,13 @@ TEST_CASE("esft run: resuming with another selection is an error", "[finetune]")
   const Recipe recipe = run.recipe({"trainable=[esft]", "esft.experts=" + file, "checkpoint.every_steps=2"});
   run_finetune(recipe, {});
   std::filesystem::remove_all(run.folder / "run" / "final");
-  write_text(file, R"({"experts": {"0": [1], "1": [0]}})");
-  REQUIRE_THAT(error_of([&] { run_finetune(recipe, {.resume = true}); }), Catch::Contains("selection.json"));
+  const auto resume = [&] { return error_of([&] { run_finetune(recipe, {.resume = true}); }); };
+  for (const char* other : {R"({"experts": {"0": [1], "1": [0]}})", R"({"experts": {"0": [1, 2], "1": [0]}})"}) {
+    write_text(file, other);
+    REQUIRE_THAT(resume(), Catch::Contains("the checkpoint is of a run that trained other parameters"));
+  }
+  write_text(file, std::string(kSelection) + "\n");
+  REQUIRE_THAT(resume(), Catch::Contains("selection.json: is not the file that this run began with"));
+  write_text(file, kSelection);
+  REQUIRE(resume().empty());
 }
