@@ -2,6 +2,10 @@
 // trains, and nothing else changes.
 #include "finetune/expert_profile.h"
 
+#include <cmath>
+#include <cstdlib>
+#include <numeric>
+
 #include "base/error.h"
 #include "base/text.h"
 #include "finetune/run.h"
@@ -171,6 +175,42 @@ TEST_CASE("expert profile: table, warnings and both files say the same", "[finet
   REQUIRE(profile_warnings(greedy) ==
           std::vector<std::string>{
               "layer 1: all gate scores sum to 0.2000, less than --top-p 0.9; every expert is selected"});
+}
+
+TEST_CASE("expert profile: real instructions and real mathematics use different experts", "[finetune]") {
+  const char* shared = std::getenv("DAGMOE_SHARED");
+  const std::filesystem::path data =
+      std::filesystem::path(shared != nullptr ? shared : DAGMOE_SOURCE_DIR "/../shared") / "data";
+  if (!std::filesystem::exists(data / "alpaca")) DAGMOE_SKIP("no shared data at " + data.string());
+  // A random router of many experts is enough: it depends on the tokens.
+  const TemporaryFolder folder;
+  ModelConfig config = tiny_folder_config();
+  config.moe->num_experts = 32;
+  write_tiny_folder(folder / "model", config);
+  const auto tokenizer = load_tokenizer(folder / "model");
+  const Decoder model = load_decoder(Checkpoint::open(folder / "model"), {});
+  const auto totals_of = [&](const SourceConfig& source, std::uint64_t seed) {
+    ExampleStream stream({source}, *tokenizer, {.max_bad_records = 50, .seed = seed});
+    return profile_experts(model, stream, {.max_tokens = 20000});
+  };
+  const SourceConfig alpaca{data / "alpaca/random_9k.json", RecordFormat::kAlpaca},
+      math{data / "metamath/GSM8K_test.jsonl", RecordFormat::kMetaMath};
+  const RoutingTotals instructions = totals_of(alpaca, 1), others = totals_of(alpaca, 2), problems = totals_of(math, 1);
+  // Half the sum of differences of shares, over both layers.
+  const auto distance = [](const RoutingTotals& a, const RoutingTotals& b) {
+    const auto x_LE = esft_scores(a, EsftScore::kToken), y_LE = esft_scores(b, EsftScore::kToken);
+    double sum = 0.0;
+    for (std::size_t layer = 0; layer < x_LE.size(); ++layer) {
+      for (std::size_t e = 0; e < x_LE[layer].size(); ++e) sum += std::abs(x_LE[layer][e] - y_LE[layer][e]) / 2;
+    }
+    return sum;
+  };
+  INFO("between tasks " << distance(instructions, problems) << ", within one " << distance(instructions, others));
+  REQUIRE(distance(instructions, problems) > 3 * distance(instructions, others));
+  const auto selected = [](const RoutingTotals& totals) {
+    return select_experts(totals, EsftScore::kToken, 0.5).experts;
+  };
+  REQUIRE(selected(instructions) != selected(problems));
 }
 
 TEST_CASE("expert profile: a dense model and weights that are not finite are refused", "[finetune]") {
