@@ -269,6 +269,39 @@ TEST_CASE("esft run: a profile's own file trains what it lists", "[finetune]") {
   REQUIRE(changed_parameters(run.folder / "model", run.folder / "trained" / "final") == trainable);
 }
 
+TEST_CASE("esft run: a dense layer and shared experts, from profile to training", "[finetune]") {
+  const TinyRun run("steps: 2\nesft: {experts: selection.json}\n");
+  ModelConfig config = tiny_folder_config();
+  config.base_model_type = "qwen2_moe";
+  config.qkv_bias = true;
+  config.moe->mlp_only_layers = {0};
+  config.moe->shared_expert_intermediate_size = 8, config.moe->shared_expert_gate = true;
+  write_tiny_folder(run.folder / "shared", config);
+  const auto tokenizer = load_tokenizer(run.folder / "shared");
+  ExampleStream stream({{.path = run.folder / "train.jsonl", .format = RecordFormat::kAlpaca, .chat = {}}}, *tokenizer,
+                       {});
+  const Decoder model = load_decoder(Checkpoint::open(run.folder / "shared"), {});
+  ExpertProfile profile{.model = "shared", .data = {"train.jsonl"}};
+  profile.totals = profile_experts(model, stream, {.max_tokens = 500});
+  REQUIRE(profile.totals.layers == std::vector<std::int64_t>{1});
+  profile.selection = select_experts(profile.totals, EsftScore::kToken, 0.2);
+  REQUIRE(profile.selection.experts.size() == 1);
+  const auto trained_with = [&](const std::string& name) {
+    write_profile(profile, run.folder / (name + ".json"));
+    run_finetune(run.into(name, {"trainable=[esft]", "model.path=" + (run.folder / "shared").string(),
+                                 "esft.experts=" + (run.folder / (name + ".json")).string()}),
+                 {});
+    return changed_parameters(run.folder / "shared", run.folder / name / "final");
+  };
+  const auto experts = trained_with("experts");
+  REQUIRE(experts.size() == 3 * profile.selection.experts.at(1).size());
+  profile.selection.shared_experts = true;
+  auto with_shared = experts;
+  for (const char* part : {"expert.gate_proj", "expert.up_proj", "expert.down_proj", "expert_gate"})
+    with_shared.insert(str("model.layers.1.mlp.shared_", part, ".weight"));
+  REQUIRE(trained_with("with_shared") == with_shared);
+}
+
 TEST_CASE("esft run: rule and section need each other, and the file must fit the model", "[finetune]") {
   const TinyRun run;
   REQUIRE_THAT(error_of([&] { run.recipe({"trainable=[esft]"}); }),
