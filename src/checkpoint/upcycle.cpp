@@ -135,7 +135,7 @@ Decoder with_experts(const Decoder& source, const ModelConfig& model_config, con
   at::Generator generator = at::detail::createCPUGenerator(config.seed + 1);
   result.embed_tokens_VD = source.embed_tokens_VD;
   result.norm_D = source.norm_D;
-  result.lm_head_VD = source.lm_head_VD;
+  result.lm_head = source.lm_head;
   UpcycleCounts counts = upcycle_counts(config);
   counts.router_std = model_config.initializer_range;
   for (std::size_t n = 0; n < source.layers.size(); ++n) {

@@ -29,7 +29,7 @@ struct Ffn {
 };
 
 Ffn dense_ffn(const DecoderLayer& dense) {
-  return {{dense.experts.gate_FD[0], dense.experts.up_FD[0], dense.experts.down_DF[0].t()}};
+  return {{dense.dense.gate_proj.weight, dense.dense.up_proj.weight, dense.dense.down_proj.weight.t()}};
 }
 
 void set_expert(DecoderLayer& layer, std::int64_t expert, const Ffn& ffn) {
@@ -69,28 +69,28 @@ void permute_and_drop(Ffn& ffn, const UpcycleConfig& config, at::Generator& gene
 
 void make_virtual_groups(const UpcycleCounts& counts, const DecoderLayer& dense, at::Generator& generator,
                          DecoderLayer& layer) {
-  const auto S = counts.num_shards, F = dense.experts.gate_FD[0].size(0) / S;
+  const auto S = counts.num_shards, F = dense.dense.gate_proj.weight.size(0) / S;
   // The rows of one copy's shards are the same row, so their logits tie and the top K picks whole copies.
   const at::Tensor rows =
-      normal({counts.num_experts / S, dense.experts.gate_FD[0].size(1)}, counts.router_std, generator);
-  layer.router_ED = rows.repeat_interleave(S, 0).contiguous();
+      normal({counts.num_experts / S, dense.dense.gate_proj.weight.size(1)}, counts.router_std, generator);
+  layer.router.weight = rows.repeat_interleave(S, 0).contiguous();
   for (std::int64_t expert = 0; expert < counts.num_experts; ++expert) {
     const auto e = static_cast<std::size_t>(expert);
     const std::int64_t begin = (expert % S) * F;  // expert c * S + s holds shard s of copy c
-    layer.experts.gate_FD[e] = dense.experts.gate_FD[0].narrow(0, begin, F);
-    layer.experts.up_FD[e] = dense.experts.up_FD[0].narrow(0, begin, F);
-    layer.experts.down_DF[e] = dense.experts.down_DF[0].narrow(1, begin, F) * static_cast<double>(S);
+    layer.experts.gate_FD[e] = dense.dense.gate_proj.weight.narrow(0, begin, F);
+    layer.experts.up_FD[e] = dense.dense.up_proj.weight.narrow(0, begin, F);
+    layer.experts.down_DF[e] = dense.dense.down_proj.weight.narrow(1, begin, F) * static_cast<double>(S);
   }
 }
 
 // Routed W_down of group g: a block of W_down's singular directions, scaled to rho times its norm. The groups get the
 // blocks in descending order of singular value.
 void make_spri(const UpcycleCounts& counts, const DecoderLayer& dense, at::Generator& generator, DecoderLayer& layer) {
-  const at::Tensor& down_DF = dense.experts.down_DF[0];
+  const at::Tensor& down_DF = dense.dense.down_proj.weight;
   const auto [U, s, Vh] = at::linalg_svd(down_DF, /*full_matrices=*/false);
   const std::int64_t num_groups = counts.num_experts / counts.num_experts_per_tok, rank = s.size(0);
-  layer.shared_expert = dense.experts;
-  layer.router_ED = normal({counts.num_experts, down_DF.size(0)}, counts.router_std, generator);
+  layer.shared_expert = dense.dense;
+  layer.router.weight = normal({counts.num_experts, down_DF.size(0)}, counts.router_std, generator);
   for (std::int64_t group = 0; group < num_groups; ++group) {
     const std::int64_t begin = group * rank / num_groups, size = (group + 1) * rank / num_groups - begin;
     const at::Tensor block_DF =
@@ -100,8 +100,8 @@ void make_spri(const UpcycleCounts& counts, const DecoderLayer& dense, at::Gener
     const double rms = scaled_DF.square().mean().sqrt().item<double>();
     for (std::int64_t i = 0; i < counts.num_experts_per_tok; ++i) {
       const auto e = static_cast<std::size_t>(group * counts.num_experts_per_tok + i);
-      layer.experts.gate_FD[e] = dense.experts.gate_FD[0];
-      layer.experts.up_FD[e] = dense.experts.up_FD[0];
+      layer.experts.gate_FD[e] = dense.dense.gate_proj.weight;
+      layer.experts.up_FD[e] = dense.dense.up_proj.weight;
       layer.experts.down_DF[e] = scaled_DF + normal(scaled_DF.sizes(), kSpriNoise * rms, generator);
     }
   }
@@ -113,7 +113,7 @@ void make_experts(const UpcycleConfig& config, const UpcycleCounts& counts, cons
                   at::Generator& generator, DecoderLayer& layer) {
   if (config.method == UpcycleMethod::kVirtualGroup) return make_virtual_groups(counts, dense, generator, layer);
   if (config.method == UpcycleMethod::kSpri) return make_spri(counts, dense, generator, layer);
-  layer.router_ED = uniform_router(counts.num_experts, dense.experts.gate_FD[0].size(1), generator);
+  layer.router.weight = uniform_router(counts.num_experts, dense.dense.gate_proj.weight.size(1), generator);
   for (std::int64_t e = 0; e < counts.num_experts; ++e) {
     Ffn ffn = dense_ffn(dense);
     if (config.method == UpcycleMethod::kCopyNoise) add_noise(ffn, config.noise_std, generator);

@@ -18,7 +18,7 @@ namespace {
 
 struct EvalFlags {
   std::string model, tasks, dtype = "float32", output, compare, data_dir = "datasets";
-  std::vector<std::string> datasets, fewshot_pools;
+  std::vector<std::string> adapters, datasets, fewshot_pools;
   double limit = 0.0;
   std::int64_t num_fewshot = -1, max_batch_tokens = 2048;
   bool log_samples = false, list = false, json = false;
@@ -54,7 +54,7 @@ int eval_command(const EvalFlags& flags) {
   if (!flags.compare.empty()) before = read_scores(read_json_file(flags.compare), flags.compare);
 
   const auto started = std::chrono::steady_clock::now();
-  const ModelSession session = open_model(flags.model, compute_type(flags.dtype));
+  const ModelSession session = open_model(flags.model, compute_type(flags.dtype), flags.adapters);
   options.model_folder = flags.model;
   ModelRunner runner(session.model, *session.tokenizer, {.max_batch_tokens = flags.max_batch_tokens});
   std::vector<TaskResult> results;
@@ -95,6 +95,8 @@ int eval_command(const EvalFlags& flags) {
 void register_eval(CLI::App& app, RunCommand& run) {
   auto flags = std::make_shared<EvalFlags>();
   CLI::App* command = app.add_subcommand("eval", "accuracy harness: ARC, PIQA, HellaSwag, held-out loss");
+  command->add_option("--adapter", flags->adapters, "adapter folder on the model; may be given more than once")
+      ->take_all();
   command->add_option("--model", flags->model, "model folder");
   command->add_option("--tasks", flags->tasks, "names or task files, separated by commas");
   command->add_flag("--list", flags->list, "print the known tasks");

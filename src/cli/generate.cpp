@@ -18,7 +18,7 @@ namespace {
 
 struct GenerateFlags {
   std::string model, prompt, system, chat_template, dtype = "float32";
-  std::vector<std::string> stop;
+  std::vector<std::string> adapters, stop;
   bool chat = false, json = false;
   std::int64_t max_new_tokens = 256;
   double temperature = 0.0, top_p = 1.0;
@@ -55,7 +55,7 @@ int generate_command(const GenerateFlags& flags) {
   if (!flags.system.empty() && !flags.chat) log_warning("--system has no effect without --chat");
   if (!flags.chat_template.empty() && !flags.chat) log_warning("--chat-template has no effect without --chat");
   if (flags.temperature == 0.0 && flags.top_p < 1.0) log_warning("--top-p has no effect with --temperature 0 (greedy)");
-  const ModelSession session = open_model(flags.model, compute_type(flags.dtype));
+  const ModelSession session = open_model(flags.model, compute_type(flags.dtype), flags.adapters);
   const std::vector<TokenId> prompt = prompt_tokens(session, flags);
   if (prompt.empty()) throw ConfigError("--prompt: is empty and the model has no BOS token; give some text");
   GenerateRequest request;
@@ -101,6 +101,8 @@ int generate_command(const GenerateFlags& flags) {
 void register_generate(CLI::App& app, RunCommand& run) {
   auto flags = std::make_shared<GenerateFlags>();
   CLI::App* command = app.add_subcommand("generate", "continue a prompt, or answer it as a chat model");
+  command->add_option("--adapter", flags->adapters, "adapter folder on the model; may be given more than once")
+      ->take_all();
   command->add_option("--model", flags->model, "model folder")->required();
   command->add_option("--prompt", flags->prompt, "text to continue, or the user's message with --chat")->required();
   command->add_flag("--chat", flags->chat, "use the model's chat template");

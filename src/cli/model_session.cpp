@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "checkpoint/merge.h"
 
 namespace dagmoe {
 
@@ -12,10 +13,10 @@ at::ScalarType compute_type(const std::string& name) {
       str("--dtype: found '", name, "', expected float32 or bfloat16", did_you_mean(name, {"float32", "bfloat16"})));
 }
 
-ModelSession open_model(const std::filesystem::path& folder, at::ScalarType dtype) {
-  Checkpoint checkpoint = Checkpoint::open(folder);
-  Decoder model = load_decoder(checkpoint, {.compute_dtype = dtype, .is_trainable = {}, .add_dag = {}, .seed = 0});
-  return {std::move(checkpoint), std::move(model), load_tokenizer(folder)};
+ModelSession open_model(const std::filesystem::path& folder, at::ScalarType dtype,
+                        const std::vector<std::string>& adapters) {
+  AdaptedModel opened = open_adapted(folder, dtype, adapters);
+  return {std::move(opened.checkpoint), std::move(opened.model), load_tokenizer(folder)};
 }
 
 }  // namespace dagmoe

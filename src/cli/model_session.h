@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "checkpoint/checkpoint.h"
 #include "data/tokenizer.h"
@@ -20,6 +21,8 @@ struct ModelSession {
   Decoder model;
   std::unique_ptr<Tokenizer> tokenizer;
 };
-ModelSession open_model(const std::filesystem::path& folder, at::ScalarType dtype);
+/// With `adapters` on it, each checked against this base.
+ModelSession open_model(const std::filesystem::path& folder, at::ScalarType dtype,
+                        const std::vector<std::string>& adapters = {});
 
 }  // namespace dagmoe

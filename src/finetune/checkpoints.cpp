@@ -29,9 +29,9 @@ Json file_sizes(const fs::path& folder) {
 
 fs::path checkpoint_path(const fs::path& run_folder, std::int64_t step) { return run_folder / str(kPrefix, step); }
 
-void save_checkpoint(const fs::path& path, Decoder& model, const Checkpoint& source, const Trainer& trainer) {
+void save_checkpoint(const fs::path& path, const SaveWeights& save_weights, const Trainer& trainer) {
   write_folder_atomically(path, {.replace = true}, [&](const fs::path& folder) {
-    save_model(folder, model, source);
+    save_weights(folder);
     trainer.save_state(folder);
     const Json manifest = {{"step", trainer.num_steps_done()}, {"files", file_sizes(folder)}};
     write_file_atomically(folder / kManifest, manifest.dump(2) + "\n");

@@ -2,25 +2,26 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <optional>
 #include <vector>
 
-#include "checkpoint/checkpoint.h"
 #include "finetune/trainer.h"
 
 namespace dagmoe {
 
-/// A folder checkpoint-N of a run: a loadable model, the trainer's state, and checkpoint.json, which is written last
-/// and lists the size of every file.
+/// A folder checkpoint-N of a run: a loadable model or adapter, the trainer's state, and checkpoint.json, which is
+/// written last and lists the size of every file.
 struct FoundCheckpoint {
   std::filesystem::path path;
   std::int64_t step = 0;
 };
 
 std::filesystem::path checkpoint_path(const std::filesystem::path& run_folder, std::int64_t step);
+/// Writes what a run leaves behind, a model or an adapter, into a folder that exists.
+using SaveWeights = std::function<void(const std::filesystem::path& folder)>;
 /// Appears whole or not at all. Throws InputError (disk full); earlier checkpoints stay as they are.
-void save_checkpoint(const std::filesystem::path& path, Decoder& model, const Checkpoint& source,
-                     const Trainer& trainer);
+void save_checkpoint(const std::filesystem::path& path, const SaveWeights& save_weights, const Trainer& trainer);
 /// All of a run by step, whole or not.
 std::vector<FoundCheckpoint> list_checkpoints(const std::filesystem::path& run_folder);
 /// What is wrong with a checkpoint: "model.safetensors has 12 bytes, expected 40"; nullopt when it is whole.

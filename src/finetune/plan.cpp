@@ -92,7 +92,7 @@ DataPlan plan_data(const Recipe& recipe, RunData& data) {
 // Two optimizer steps of one micro batch each, of which the second counts: the first builds programs and touches
 // memory.
 double measured_seconds_per_token(const Recipe& recipe, const RunSetup& setup, RunData& data) {
-  Decoder model = load_decoder(setup.source, load_options(recipe, setup));
+  Decoder model = load_run_model(recipe, setup);
   TrainConfig config = train_config(recipe, setup);
   config.num_steps = data.num_steps;
   config.batch.step_sequences = recipe.data.packing ? 0 : 1;

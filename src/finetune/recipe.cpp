@@ -91,6 +91,30 @@ void bind(Fields& fields, Recipe::Esft& config) {
 }
 
 template <class Fields>
+void bind(Fields& fields, LoraPattern& config) {
+  fields.required("target", config.target);
+  config.where = fields.place("target");
+  fields.template optional<std::int64_t>("rank", config.rank, {.min = 1, .max = 65536});
+  fields.template optional<double>("alpha", config.alpha, {.min = 0.0, .max = 1e6});
+}
+
+template <class Fields>
+void bind(Fields& fields, LoraRecipe& config) {
+  fields.choice("kind", config.kind, {{"lora", AdapterKind::kLora}, {"dora", AdapterKind::kDora}});
+  fields.choice("init", config.init, {{"default", LoraInit::kDefault}, {"pissa", LoraInit::kPissa}});
+  fields.optional("rank", config.rank, {.min = 1, .max = 65536});
+  fields.optional("alpha", config.alpha, {.min = 0.0, .max = 1e6});
+  fields.optional("dropout", config.dropout, {.min = 0.0, .max = 0.99});
+  fields.optional("rslora", config.rslora);
+  fields.optional("lr_ratio", config.lr_ratio, {.min = 0.0, .max = 1e6});
+  fields.required("targets", config.targets);
+  config.where = fields.place("targets");
+  fields.section("patterns", config.patterns);
+  if (config.kind == AdapterKind::kDora && config.init == LoraInit::kPissa)
+    fields.issue("init", "pissa and kind dora exclude each other; give one of the two");
+}
+
+template <class Fields>
 void bind(Fields& fields, Recipe::Data& config) {
   fields.section("train", config.train);
   fields.section("valid", config.valid);
@@ -170,6 +194,11 @@ void bind(Fields& fields, Recipe& recipe) {
   fields.section("model", recipe.model);
   fields.section_or_word("trainable", recipe.trainable, "group");
   fields.section("esft", recipe.esft);
+  fields.section("lora", recipe.lora);
+  fields.choice("save_as", recipe.save_as,
+                {{"auto", SaveAs::kAuto}, {"model", SaveAs::kModel}, {"adapter", SaveAs::kAdapter}});
+  if (recipe.lora && recipe.save_as == SaveAs::kModel)
+    fields.issue("save_as", "a run with lora saves an adapter; leave save_as out, and make a model with dagmoe merge");
   fields.section("data", recipe.data);
   fields.section("batch", recipe.batch);
   fields.template optional<std::int64_t>("epochs", recipe.epochs, {.min = 1, .max = kMaxCount});
@@ -190,6 +219,10 @@ void bind(Fields& fields, Recipe& recipe) {
   fields.section("checkpoint", recipe.checkpoint);
 }
 
+bool saves_adapter(const Recipe& recipe) {
+  return recipe.save_as == SaveAs::kAdapter || (recipe.save_as == SaveAs::kAuto && recipe.lora.has_value());
+}
+
 Recipe load_recipe(const std::filesystem::path& path, std::span<const std::string> overrides) {
   ConfigReader reader = ConfigReader::open(path, overrides);
   Recipe recipe;
@@ -206,13 +239,19 @@ Recipe load_recipe(const std::filesystem::path& path, std::span<const std::strin
     reader.issue("schedule",
                  str("warmup_steps (", recipe.schedule.warmup_steps, ") is more than steps (", *recipe.steps, ")"));
   }
-  if (recipe.trainable.empty()) {
+  if (recipe.trainable.empty() && !recipe.lora) {
     reader.issue("trainable", str(reader.has("trainable") ? "" : "required key is missing; ",
-                                  "expected at least one group, 'full' or a glob"));
+                                  "expected at least one group, 'full' or a glob, or a section lora"));
   }
   if (!recipe.esft && std::ranges::any_of(recipe.trainable, &TrainableEntry::is_esft)) {
     reader.issue("esft", "required by trainable: esft; expected {experts: FILE}, which dagmoe profile-experts writes");
   }
+  if (recipe.lora && recipe.lora->targets.empty())
+    reader.issue("lora", "targets: expected at least one group, module name or glob");
+  if (saves_adapter(recipe) && recipe.router_bias_update_rate > 0)
+    reader.issue("router_bias_update_rate",
+                 "changes a part of the model that an adapter cannot hold; leave it out, or "
+                 "save_as model without lora");
   if (recipe.device == Device::kCuda) reader.issue("device", "training on cuda is not built yet; expected auto or cpu");
   reader.finish();
   if (!recipe.batch.tokens && !recipe.batch.sequences) recipe.batch.tokens = 4096;
@@ -321,7 +360,7 @@ std::vector<std::string> settings_without_effect(const Recipe& recipe, const Mod
   check_validation(dead, recipe);
   dead.add(!recipe.data.packing && recipe.batch.micro_batch_tokens != defaults.batch.micro_batch_tokens,
            "batch.micro_batch_tokens", "with data.packing false: every sample is a micro batch of its own");
-  const bool draws = recipe.data.shuffle || recipe.neftune_alpha > 0 || (recipe.model.dag && model.dag);
+  const bool draws = recipe.data.shuffle || recipe.neftune_alpha > 0 || (recipe.model.dag && model.dag) || recipe.lora;
   dead.add(recipe.esft && std::ranges::none_of(recipe.trainable, &TrainableEntry::is_esft), "esft.experts",
            "unless a rule says esft");
   dead.add(recipe.seed != defaults.seed && !draws, "seed", "because nothing is drawn at random");

@@ -12,6 +12,7 @@
 #include "data/example.h"
 #include "finetune/train_config.h"
 #include "model/config.h"
+#include "peft/adapter_spec.h"
 
 namespace dagmoe {
 
@@ -36,6 +37,30 @@ struct TrainableEntry {
   std::string where;  ///< "file:line:column"
 };
 
+/// Other factors for some of the targets of `lora`.
+struct LoraPattern {
+  std::string target;
+  std::optional<std::int64_t> rank;
+  std::optional<double> alpha;
+  std::string where;
+};
+
+/// An adapter that trains on a frozen base.
+struct LoraRecipe {
+  AdapterKind kind = AdapterKind::kLora;
+  LoraInit init = LoraInit::kDefault;
+  std::int64_t rank = 8;
+  double alpha = 16.0, dropout = 0.0;
+  bool rslora = false;
+  double lr_ratio = 1.0;             ///< LoRA+ (arXiv:2402.12354): B's learning rate over A's
+  std::vector<std::string> targets;  ///< groups, module names or their ends, globs
+  std::vector<LoraPattern> patterns;
+  std::string where;  ///< of `targets`
+};
+
+/// What a run leaves behind: whole models, or adapter folders with what trained alone.
+enum class SaveAs { kAuto, kModel, kAdapter };
+
 /// All of one run; the keys of a recipe file are the field names (interface.md). Defaults stand here and nowhere else.
 struct Recipe {
   std::int64_t version = 1, seed = 17;
@@ -51,6 +76,8 @@ struct Recipe {
     std::string experts;  ///< the file that says what `trainable: [esft]` means (peft/esft.h)
   };
   std::optional<Esft> esft;
+  std::optional<LoraRecipe> lora;
+  SaveAs save_as = SaveAs::kAuto;  ///< auto: an adapter with `lora`, else a model
   struct Data {
     std::vector<DataRecipe> train, valid;
     std::int64_t max_seq_len = 512, max_bad_records = 0, limit = 0;
@@ -90,6 +117,8 @@ struct Recipe {
 
   std::string file;  ///< where it was read from, for messages
 };
+
+bool saves_adapter(const Recipe& recipe);
 
 /// Throws ConfigError with every problem of the file: unknown keys, types, ranges, contradictions (epochs and steps).
 Recipe load_recipe(const std::filesystem::path& path, std::span<const std::string> overrides = {});

@@ -61,7 +61,7 @@ class Run {
         data_(data),
         config_(full_config(recipe, options, setup, data)),
         resumed_(options.resume ? newest_checkpoint(recipe.output_dir) : std::nullopt),
-        model_(load_decoder(setup.source, load_options(recipe, setup))),
+        model_(load_run_model(recipe, setup)),
         trainer_(model_, data.train, config_),
         folder_(open_folder()),
         history_(recipe.eval.early_stopping_min_delta),
@@ -179,11 +179,20 @@ class Run {
     for (const auto& [task, metrics] : scores.items()) log_info(str("step ", step, ": ", task, " ", metrics.dump()));
   }
 
+  void save_weights(const std::filesystem::path& folder) {
+    if (saves_adapter(recipe_)) {
+      save_adapter(folder, model_, setup_.adapter, setup_.source);
+    } else {
+      save_model(folder, model_, setup_.source);
+    }
+  }
+
   void save() {
     const std::int64_t step = trainer_.num_steps_done();
     result_.output = checkpoint_path(folder_.path(), step);
     folder_.sync();
-    save_checkpoint(result_.output, model_, setup_.source, trainer_);
+    save_checkpoint(
+        result_.output, [this](const auto& folder) { save_weights(folder); }, trainer_);
     drop_old_checkpoints(folder_.path(), recipe_.checkpoint.keep_last,
                          recipe_.checkpoint.keep_best ? history_.best_step() : std::nullopt);
   }
@@ -236,7 +245,7 @@ class Run {
     }
     result_.output = folder_.final_path();
     write_folder_atomically(result_.output, {.replace = true},
-                            [&](const std::filesystem::path& path) { save_model(path, model_, setup_.source); });
+                            [this](const std::filesystem::path& path) { save_weights(path); });
     if (!setup_.config.dag) return;
     const Json analysis = folder_.read_analysis("edges");
     folder_.write_analysis("edges", {{"before", analysis.value("before", Json())}, {"after", edges()}});

@@ -12,20 +12,79 @@
 namespace dagmoe {
 namespace {
 
-// `names`: of all parameters.
-std::vector<TrainableRule> trainable_rules(const Recipe& recipe, const std::vector<std::string>& names) {
-  std::set<std::string> esft_names;
-  if (recipe.esft && std::ranges::any_of(recipe.trainable, &TrainableEntry::is_esft)) {
-    esft_names = esft_parameters(read_esft_config(recipe.esft->experts), names, recipe.esft->experts);
-  }
+// What the rule esft is about; nothing when no rule says it.
+std::set<std::string> esft_names(const Recipe& recipe, const ModelConfig& config) {
+  if (!recipe.esft || std::ranges::none_of(recipe.trainable, &TrainableEntry::is_esft)) return {};
+  std::vector<std::string> names;
+  for (const auto& [name, shape] : parameter_shapes(config)) names.push_back(name);
+  return esft_parameters(read_esft_config(recipe.esft->experts), names, recipe.esft->experts);
+}
+
+// The recipe's rules; what an adapter adds trains unless one of them is about it.
+std::vector<TrainableEntry> trainable_entries(const Recipe& recipe) {
+  std::vector<TrainableEntry> entries = recipe.trainable;
+  const bool is_named = std::ranges::any_of(entries, [](const auto& entry) { return entry.group == "lora"; });
+  if (recipe.lora && !is_named) entries.insert(entries.begin(), {.group = "lora", .where = recipe.lora->where});
+  return entries;
+}
+
+std::vector<TrainableRule> trainable_rules(const std::vector<TrainableEntry>& entries,
+                                           const std::set<std::string>& esft) {
   std::vector<TrainableRule> rules;
-  for (const TrainableEntry& entry : recipe.trainable) {
+  for (const TrainableEntry& entry : entries) {
     TrainableRule rule{entry.group, entry.where};
     for (const auto& layers : entry.layers) rule.layers.push_back(*parse_layer_range(layers));
-    if (entry.is_esft()) rule.names = esft_names;
+    if (entry.is_esft()) rule.names = esft;
     rules.push_back(std::move(rule));
   }
   return rules;
+}
+
+AdapterSpec adapter_spec(const LoraRecipe& lora, const ModelConfig& config) {
+  std::vector<AdapterRule> rules, changes;
+  for (const auto& target : lora.targets)
+    rules.push_back({target, str(lora.where, ": lora.targets"), lora.rank, lora.alpha});
+  for (const LoraPattern& pattern : lora.patterns) {
+    changes.push_back({pattern.target, str(pattern.where, ": lora.patterns"), pattern.rank.value_or(lora.rank),
+                       pattern.alpha.value_or(lora.alpha)});
+  }
+  AdapterSpec spec{.kind = lora.kind, .init = lora.init, .use_rslora = lora.rslora, .dropout = lora.dropout};
+  spec.parts = select_targets(rules, changes, adapter_targets(parameter_shapes(config)));
+  // A router and experts are changed as whole matrices: their inputs cannot be dropped, nor a row's length be learnt.
+  std::vector<std::string> issues;
+  for (const AdapterPart& part : spec.parts) {
+    const bool is_whole =
+        part.target.num_experts > 0 || part.target.group == "router" || part.target.group == "lm_head";
+    if (!is_whole) continue;
+    const char* setting = lora.dropout > 0                  ? "dropout"
+                          : lora.kind == AdapterKind::kDora ? "kind dora"
+                          : lora.init == LoraInit::kPissa   ? "init pissa"
+                                                            : nullptr;
+    if (setting == nullptr) continue;
+    issues.push_back(str(lora.where, ": lora: ", setting, " is not possible for '", part.target.group, "' (",
+                         part.target.module, "); leave it out, or take these out of targets"));
+    break;
+  }
+  if (!issues.empty()) throw ConfigError(std::move(issues), "");
+  return spec;
+}
+
+// A matrix that an adapter changes stays as it is.
+void check_adapted(const AdapterSpec& spec, const std::vector<RunParameter>& parameters, const Recipe& recipe) {
+  std::vector<std::string> issues;
+  for (const RunParameter& parameter : parameters) {
+    if (!parameter.is_trainable || parameter_group(parameter.name) == "lora") continue;
+    for (const AdapterPart& part : spec.parts) {
+      const bool is_its_expert =
+          part.target.num_experts > 0 && parameter_group(parameter.name) == "experts" &&
+          parameter.name.starts_with(part.target.module.substr(0, part.target.module.rfind('.') + 1));
+      if (parameter.name != part.target.module + ".weight" && !is_its_expert) continue;
+      issues.push_back(str(recipe.file, ": '", parameter.name,
+                           "' trains in full and carries an adapter; take it out of trainable or out of lora.targets"));
+    }
+    if (!issues.empty()) break;
+  }
+  if (!issues.empty()) throw ConfigError(std::move(issues), "");
 }
 
 // The config that the run trains: the checkpoint's, with the DAG and the selection bias that the recipe adds.
@@ -50,10 +109,17 @@ ModelConfig run_config(const Recipe& recipe, const ModelConfig& checkpoint) {
 }
 
 // A router's probabilities depend on everything before it.
-bool trains_before_a_router(const std::vector<RunParameter>& parameters) {
+bool trains_before_a_router(const std::vector<RunParameter>& parameters, const AdapterSpec& adapter) {
+  const auto is_adapted = [&adapter](const std::string& name) {
+    return std::ranges::any_of(adapter.parts, [&name](const AdapterPart& part) {
+      const bool is_expert = part.target.num_experts > 0;
+      return name == part.target.module + ".weight" ||
+             (is_expert && name.starts_with(part.target.module.substr(0, part.target.module.rfind('.') + 1)));
+    });
+  };
   bool trains = false, reaches = false;
   for (const RunParameter& parameter : parameters) {
-    trains = trains || parameter.is_trainable;
+    trains = trains || parameter.is_trainable || is_adapted(parameter.name);
     reaches = reaches || (trains && parameter_group(parameter.name) == "router");
   }
   return reaches;
@@ -99,16 +165,23 @@ MemoryParts memory_of(const RunParameter& parameter, const Recipe& recipe, std::
   return memory;
 }
 
-std::vector<RunParameter> run_parameters(const Recipe& recipe, const ModelConfig& config, const Checkpoint& source,
+// LoRA+ gives B and, as peft does, the vectors of an adapter another rate.
+double rate_factor(const Recipe& recipe, const std::string& name) {
+  const bool is_faster = name.ends_with(".lora_B.weight") || name.ends_with(".lora_magnitude_vector");
+  return recipe.lora && is_faster ? recipe.lora->lr_ratio : 1.0;
+}
+
+std::vector<RunParameter> run_parameters(const Recipe& recipe, const NamedShapes& shapes, const Checkpoint& source,
+                                         const std::vector<TrainableEntry>& entries,
                                          const TrainableSelection& selection) {
   const std::map<std::string, DType> types = disk_types(source);
   std::vector<RunParameter> parameters;
-  for (const auto& [name, shape] : parameter_shapes(config)) {
+  for (const auto& [name, shape] : shapes) {
     RunParameter parameter{name, shape};
     if (const auto rule = selection.rule_of[parameters.size()]) {
-      const TrainableEntry& entry = recipe.trainable[*rule];
+      const TrainableEntry& entry = entries[*rule];
       parameter.is_trainable = true;
-      parameter.lr = entry.lr.value_or(recipe.optimizer.lr);
+      parameter.lr = entry.lr.value_or(recipe.optimizer.lr) * rate_factor(recipe, name);
       parameter.weight_decay = entry.weight_decay.value_or(recipe.optimizer.weight_decay);
     }
     const auto type = types.find(name);
@@ -133,11 +206,19 @@ std::int64_t RunParameter::num_elements() const {
 RunSetup prepare_run(const Recipe& recipe) {
   RunSetup setup{.source = Checkpoint::open(recipe.model.path), .config = {}, .parameters = {}};
   setup.config = run_config(recipe, setup.source.config());
+  NamedShapes shapes = parameter_shapes(setup.config);
+  if (recipe.lora) {
+    setup.adapter = adapter_spec(*recipe.lora, setup.config);
+    for (auto& shape : setup.adapter.parameters()) shapes.push_back(std::move(shape));
+  }
   std::vector<std::string> names;
-  for (const auto& [name, shape] : parameter_shapes(setup.config)) names.push_back(name);
-  const TrainableSelection selection = select_trainable(trainable_rules(recipe, names), names);
-  setup.parameters = run_parameters(recipe, setup.config, setup.source, selection);
-  setup.router_gets_gradient = trains_before_a_router(setup.parameters);
+  for (const auto& [name, shape] : shapes) names.push_back(name);
+  const std::vector<TrainableEntry> entries = trainable_entries(recipe);
+  const TrainableSelection selection =
+      select_trainable(trainable_rules(entries, esft_names(recipe, setup.config)), names);
+  setup.parameters = run_parameters(recipe, shapes, setup.source, entries, selection);
+  check_adapted(setup.adapter, setup.parameters, recipe);
+  setup.router_gets_gradient = trains_before_a_router(setup.parameters, setup.adapter);
   setup.warnings = settings_without_effect(recipe, setup.config, setup.router_gets_gradient);
   setup.warnings.insert(setup.warnings.end(), selection.warnings.begin(), selection.warnings.end());
   if (recipe.data.max_seq_len > setup.config.max_position_embeddings) {
@@ -157,6 +238,12 @@ LoadOptions load_options(const Recipe& recipe, const RunSetup& setup) {
   options.add_router_bias = recipe.router_bias_update_rate > 0;
   options.seed = static_cast<std::uint64_t>(recipe.seed);
   return options;
+}
+
+Decoder load_run_model(const Recipe& recipe, const RunSetup& setup) {
+  Decoder model = load_decoder(setup.source, load_options(recipe, setup));
+  if (!setup.adapter.parts.empty()) attach_new_adapter(model, setup.adapter, static_cast<std::uint64_t>(recipe.seed));
+  return model;
 }
 
 StepBatchConfig batch_config(const Recipe& recipe) {

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "checkpoint/adapter.h"
 #include "checkpoint/checkpoint.h"
 #include "data/example.h"
 #include "finetune/recipe.h"
@@ -36,7 +37,8 @@ struct RunParameter {
 struct RunSetup {
   Checkpoint source;
   ModelConfig config;                      ///< the checkpoint's, with what the recipe adds
-  std::vector<RunParameter> parameters;    ///< in the order of the forward pass
+  std::vector<RunParameter> parameters;    ///< in the order of the forward pass; then those of the adapter
+  AdapterSpec adapter = {};                ///< without parts: none
   bool router_gets_gradient = false;       ///< something that trains lies before a router or in one
   std::vector<std::string> warnings = {};  ///< settings and rules without effect
 };
@@ -44,6 +46,8 @@ struct RunSetup {
 /// Throws ConfigError for what does not fit the model, InputError for a damaged checkpoint.
 RunSetup prepare_run(const Recipe& recipe);
 LoadOptions load_options(const Recipe& recipe, const RunSetup& setup);
+/// The checkpoint's weights as load_options says, with the recipe's adapter attached.
+Decoder load_run_model(const Recipe& recipe, const RunSetup& setup);
 StepBatchConfig batch_config(const Recipe& recipe);
 /// Without num_steps, which depends on the data.
 TrainConfig train_config(const Recipe& recipe, const RunSetup& setup);

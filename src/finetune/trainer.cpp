@@ -29,7 +29,7 @@ at::Tensor int64_view(const std::vector<std::int64_t>& values) {
 
 std::vector<TrainedParameter> trained_parameters(Decoder& model, const TrainConfig& config) {
   std::vector<TrainedParameter> parameters;
-  for (const auto& [name, tensor] : model.parameters()) {
+  for (const auto& [name, tensor] : model.all_parameters()) {
     if (!tensor->requires_grad()) continue;
     const ParameterRate rate =
         config.rate_of ? config.rate_of(name) : ParameterRate{1.0, config.optimizer.weight_decay};
@@ -111,6 +111,7 @@ ForwardOptions Trainer::forward_options(const StepBatch& batch, std::size_t micr
   options.neftune_alpha = config_.neftune_alpha;
   options.noise_seed = noise_seed(config_.seed, num_steps_done_);
   for (std::size_t m = 0; m < micro_batch; ++m) options.first_sequence += batch.micro_batches[m].num_segments();
+  options.adapter_dropout = true;
   options.on_module = config_.on_module;
   return options;
 }
@@ -271,6 +272,7 @@ std::vector<StateTensor> Trainer::saved_tensors() const {
   for (const auto& [name, tensor] : model_.parameters()) {
     if (parameter_group(name) == "router_bias") tensors.push_back({"buffer." + name, *tensor});
   }
+  for (const auto& [name, tensor] : model_.adapter_buffers()) tensors.push_back({"buffer." + name, *tensor});
   return tensors;
 }
 

@@ -48,6 +48,12 @@ at::Tensor ungather_routed(const at::Tensor& y_RD, const RoutedRows& rows);
 at::Tensor grouped_linear(const at::Tensor& x_RI, const std::vector<at::Tensor>& weights_OI,
                           const std::vector<std::int64_t>& counts_E);
 
+/// scale B_e A_e x over rows sorted by expert: what low-rank changes of the experts' matrices add, for routed rows
+/// only; no matrix of an expert's size is formed. `a_ERI` and `b_EOR` hold the factors of rank R of all experts and
+/// have the dtype of x; one without rows costs nothing but a gradient of zeros.
+at::Tensor grouped_low_rank(const at::Tensor& x_NI, const at::Tensor& a_ERI, const at::Tensor& b_EOR,
+                            const std::vector<std::int64_t>& counts_E, double scale);
+
 /// Tokens whose logits exist at a time: enough for an efficient product, 50 MB of bfloat16 at V = 49152.
 inline constexpr std::int64_t kCrossEntropyRows = 512;
 

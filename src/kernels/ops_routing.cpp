@@ -193,6 +193,52 @@ struct GroupedLinearFunction : torch::autograd::Function<GroupedLinearFunction> 
   }
 };
 
+// Letters: N rows, R rank.
+struct GroupedLowRankFunction : torch::autograd::Function<GroupedLowRankFunction> {
+  static at::Tensor forward(AutogradContext* ctx, const at::Tensor& x_NI, const at::Tensor& a_ERI,
+                            const at::Tensor& b_EOR, const std::vector<std::int64_t>& counts_E, double scale) {
+    const at::Tensor h_NR = inner(x_NI, a_ERI, counts_E);
+    ctx->save_for_backward({x_NI, a_ERI, b_EOR, h_NR});
+    ctx->saved_data["counts"] = counts_E;
+    ctx->saved_data["scale"] = scale;
+    return outer(h_NR, b_EOR, counts_E, scale);
+  }
+  static at::Tensor inner(const at::Tensor& x_NI, const at::Tensor& a_ERI, const std::vector<std::int64_t>& counts_E) {
+    return multiply_grouped(x_NI, a_ERI.size(1), counts_E,
+                            [&](std::size_t e) { return a_ERI[static_cast<std::int64_t>(e)].t(); });
+  }
+  static at::Tensor outer(const at::Tensor& h_NR, const at::Tensor& b_EOR, const std::vector<std::int64_t>& counts_E,
+                          double scale) {
+    // The scale on the narrow factor: R numbers a row.
+    return multiply_grouped(h_NR * scale, b_EOR.size(1), counts_E,
+                            [&](std::size_t e) { return b_EOR[static_cast<std::int64_t>(e)].t(); });
+  }
+  // y = scale B A x:  dB = scale dy h^T,  dh = scale B^T dy,  dA = dh x^T,  dx = A^T dh
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
+    const auto saved = ctx->get_saved_variables();
+    const at::Tensor &x_NI = saved[0], &a_ERI = saved[1], &b_EOR = saved[2], &h_NR = saved[3];
+    const auto counts_E = ctx->saved_data["counts"].toIntVector();
+    const at::Tensor grad_NO = grad_outputs[0].contiguous();
+    const at::Tensor dh_NR = multiply_grouped(grad_NO, b_EOR.size(2), counts_E, [&](std::size_t e) {
+                               return b_EOR[static_cast<std::int64_t>(e)];
+                             }).mul_(ctx->saved_data["scale"].toDouble());
+    variable_list gradients(5);
+    if (ctx->needs_input_grad(0)) {
+      gradients[0] = multiply_grouped(dh_NR, a_ERI.size(2), counts_E,
+                                      [&](std::size_t e) { return a_ERI[static_cast<std::int64_t>(e)]; });
+    }
+    if (ctx->needs_input_grad(1)) gradients[1] = at::zeros_like(a_ERI);
+    if (ctx->needs_input_grad(2)) gradients[2] = at::zeros_like(b_EOR);
+    const at::Tensor scaled_h_NR = h_NR * ctx->saved_data["scale"].toDouble();
+    for_each_expert(counts_E, [&](std::size_t expert, std::int64_t first, std::int64_t count) {
+      const auto e = static_cast<std::int64_t>(expert);
+      if (gradients[1].defined()) gradients[1][e].copy_(grad_weight(dh_NR, x_NI, first, count));
+      if (gradients[2].defined()) gradients[2][e].copy_(grad_weight(grad_NO, scaled_h_NR, first, count));
+    });
+    return gradients;
+  }
+};
+
 }  // namespace
 }  // namespace ops
 
@@ -262,6 +308,24 @@ at::Tensor grouped_linear(const at::Tensor& x_RI, const std::vector<at::Tensor>&
   if (!ops::needs_gradient({x}) && !ops::needs_gradient(weights_OI))
     return ops::grouped_forward(x, weights_OI, counts_E);
   return ops::GroupedLinearFunction::apply(x, at::TensorList(weights_OI), counts_E);
+}
+
+at::Tensor grouped_low_rank(const at::Tensor& x_NI, const at::Tensor& a_ERI, const at::Tensor& b_EOR,
+                            const std::vector<std::int64_t>& counts_E, double scale) {
+  const auto E = static_cast<std::int64_t>(counts_E.size());
+  ops::require(x_NI.dim() == 2 && a_ERI.dim() == 3 && b_EOR.dim() == 3 && a_ERI.size(0) == E && b_EOR.size(0) == E &&
+                   a_ERI.size(2) == x_NI.size(1) && a_ERI.size(1) == b_EOR.size(2) &&
+                   a_ERI.scalar_type() == x_NI.scalar_type() && b_EOR.scalar_type() == x_NI.scalar_type(),
+               "grouped_low_rank: found x ", shape_text(x_NI.sizes()), ", A ", shape_text(a_ERI.sizes()), ", B ",
+               shape_text(b_EOR.sizes()), " and ", E, " counts");
+  ops::require(std::accumulate(counts_E.begin(), counts_E.end(), std::int64_t{0}) == x_NI.size(0),
+               "grouped_low_rank: the counts must add up to the ", x_NI.size(0), " rows");
+  const at::Tensor x = x_NI.contiguous();
+  if (!ops::needs_gradient({x, a_ERI, b_EOR})) {
+    using ops::GroupedLowRankFunction;
+    return GroupedLowRankFunction::outer(GroupedLowRankFunction::inner(x, a_ERI, counts_E), b_EOR, counts_E, scale);
+  }
+  return ops::GroupedLowRankFunction::apply(x, a_ERI, b_EOR, counts_E, scale);
 }
 
 }  // namespace dagmoe

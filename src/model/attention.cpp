@@ -8,20 +8,10 @@
 namespace dagmoe {
 namespace {
 
-at::Tensor cast(const at::Tensor& tensor, at::ScalarType dtype) {
-  return !tensor.defined() || tensor.scalar_type() == dtype ? tensor : tensor.to(dtype);
-}
-
-at::Tensor apply(const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias = {}) {
-  const auto dtype = x.scalar_type();
-  if (!bias.defined()) return at::linear(x, cast(weight, dtype));
-  return at::linear(x, cast(weight, dtype), cast(bias, dtype));
-}
-
 // One of q and k before rotation: projected, normalized, clipped.
-at::Tensor project(const at::Tensor& x_TD, const at::Tensor& weight_OD, const at::Tensor& bias_O,
-                   const at::Tensor& norm, const ModelConfig& config) {
-  at::Tensor y_TO = apply(x_TD, weight_OD, bias_O);
+at::Tensor project(const at::Tensor& x_TD, const Linear& projection, const at::Tensor& norm, const ModelConfig& config,
+                   const AdapterPass& pass) {
+  at::Tensor y_TO = linear(x_TD, projection, pass);
   if (norm.defined() && config.qk_norm == QkNorm::kWholeProjection) y_TO = rms_norm(y_TO, norm, config.rms_norm_eps);
   if (config.clip_qkv) y_TO = y_TO.clamp(-*config.clip_qkv, *config.clip_qkv);
   const at::Tensor y_THd = y_TO.view({x_TD.size(0), -1, config.head_dim});
@@ -41,19 +31,19 @@ at::Tensor rotate_adjacent(const at::Tensor& x_THr, const RopeTables& tables) {
 constexpr double kLatentNormEps = 1e-6;  // whatever the config says, as in transformers
 
 QueryKeyValue latent_qkv(const Attention& attention, const ModelConfig& config, const at::Tensor& x_TD,
-                         const RopeTables& tables) {
+                         const RopeTables& tables, const AdapterPass& pass) {
   const MlaConfig& mla = *config.mla;
   const auto T = x_TD.size(0), H = config.num_attention_heads, d = query_head_dim(config);
   const auto nope = mla.qk_nope_head_dim, r = mla.qk_rope_head_dim;
-  const at::Tensor q_TO =
-      mla.q_lora_rank == 0 ? apply(x_TD, attention.q_proj_OD)
-                           : apply(rms_norm(apply(x_TD, attention.q_a_proj_RD), attention.q_a_norm_R, kLatentNormEps),
-                                   attention.q_b_proj_OR);
+  at::Tensor q_latent = x_TD;
+  if (mla.q_lora_rank > 0)
+    q_latent = rms_norm(linear(x_TD, attention.q_a_proj, pass), attention.q_a_norm_R, kLatentNormEps);
+  const at::Tensor q_TO = linear(q_latent, mla.q_lora_rank > 0 ? attention.q_b_proj : attention.q_proj, pass);
   const at::Tensor q_THd = q_TO.view({T, H, d});
-  const at::Tensor latent_TR = apply(x_TD, attention.kv_a_proj_RD);
+  const at::Tensor latent_TR = linear(x_TD, attention.kv_a_proj, pass);
   const at::Tensor kv_TR =
       rms_norm(latent_TR.narrow(1, 0, mla.kv_lora_rank).contiguous(), attention.kv_a_norm_R, kLatentNormEps);
-  const at::Tensor kv_THx = apply(kv_TR, attention.kv_b_proj_OR).view({T, H, nope + mla.v_head_dim});
+  const at::Tensor kv_THx = linear(kv_TR, attention.kv_b_proj, pass).view({T, H, nope + mla.v_head_dim});
   const at::Tensor k_rotated_T1r = rotate_adjacent(latent_TR.narrow(1, mla.kv_lora_rank, r).unsqueeze(1), tables);
   const at::Tensor q_rotated_THr = rotate_adjacent(q_THd.narrow(2, nope, r), tables);
 
@@ -75,17 +65,18 @@ std::int64_t query_head_dim(const ModelConfig& config) {
 }
 
 QueryKeyValue project_qkv(const Attention& attention, const ModelConfig& config, const at::Tensor& x_TD,
-                          const RopeTables& tables) {
-  if (config.mla) return latent_qkv(attention, config, x_TD, tables);
-  const at::Tensor q_THd = project(x_TD, attention.q_proj_OD, attention.q_bias_O, attention.q_norm, config),
-                   k_THkd = project(x_TD, attention.k_proj_OD, attention.k_bias_O, attention.k_norm, config),
-                   v_THkd = project(x_TD, attention.v_proj_OD, attention.v_bias_O, {}, config);
+                          const RopeTables& tables, const AdapterPass& pass) {
+  if (config.mla) return latent_qkv(attention, config, x_TD, tables, pass);
+  const at::Tensor q_THd = project(x_TD, attention.q_proj, attention.q_norm, config, pass),
+                   k_THkd = project(x_TD, attention.k_proj, attention.k_norm, config, pass),
+                   v_THkd = project(x_TD, attention.v_proj, {}, config, pass);
   return {rope(q_THd, tables.cos_Td2, tables.sin_Td2), rope(k_THkd, tables.cos_Td2, tables.sin_Td2), v_THkd};
 }
 
-at::Tensor project_output(const Attention& attention, const ModelConfig& config, const at::Tensor& attended_THd) {
+at::Tensor project_output(const Attention& attention, const ModelConfig& config, const at::Tensor& attended_THd,
+                          const AdapterPass& pass) {
   const at::Tensor values = config.mla ? attended_THd.narrow(2, 0, config.mla->v_head_dim) : attended_THd;
-  return apply(values.reshape({attended_THd.size(0), -1}), attention.o_proj_DO, attention.o_bias_D);
+  return linear(values.reshape({attended_THd.size(0), -1}), attention.o_proj, pass);
 }
 
 }  // namespace dagmoe

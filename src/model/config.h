@@ -106,6 +106,10 @@ ModelConfig parse_model_config(const Json& json, const std::string& where);
 /// What read_model_config reads; a plain family's config opens in transformers 5.23.0 and older versions.
 Json model_config_json(const ModelConfig& config);
 
+/// The object "dag" of a dagmoe's config.json alone. Throws InputError with every problem.
+DagConfig parse_dag_config(const Json& json, const std::string& where);
+Json dag_config_json(const DagConfig& dag);
+
 /// Name and shape of every parameter of a model, in the order of the forward pass. Llama's names for every family,
 /// experts one by one as `mlp.experts.E`; families.h knows what a family calls them on disk.
 std::vector<std::pair<std::string, std::vector<std::int64_t>>> parameter_shapes(const ModelConfig& config);

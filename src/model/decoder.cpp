@@ -30,28 +30,44 @@ std::vector<at::Tensor> cast_all(const std::vector<at::Tensor>& tensors, at::Sca
   return result;
 }
 
+// x W_e^T for the rows of each expert, and what adapters of these matrices add.
+at::Tensor expert_linear(const at::Tensor& x_RI, const std::vector<at::Tensor>& weights_OI,
+                         const std::vector<std::int64_t>& counts_E) {
+  return grouped_linear(x_RI, cast_all(weights_OI, x_RI.scalar_type()), counts_E);
+}
+
+at::Tensor expert_deltas(const at::Tensor& x_RI, const std::vector<ExpertLora>& adapters,
+                         const std::vector<std::int64_t>& counts_E) {
+  const auto dtype = x_RI.scalar_type();
+  at::Tensor sum_RO;
+  for (const ExpertLora& adapter : adapters) {
+    const at::Tensor delta_RO =
+        grouped_low_rank(x_RI, cast(adapter.a_ERI, dtype), cast(adapter.b_EOR, dtype), counts_E, adapter.scale);
+    sum_RO = sum_RO.defined() ? sum_RO + delta_RO : delta_RO;
+  }
+  return sum_RO;
+}
+
 at::Tensor expert_ffn(const at::Tensor& x_RD, const Experts& experts, const std::vector<std::int64_t>& counts_E) {
-  const auto dtype = x_RD.scalar_type();
-  const at::Tensor gate_RF = grouped_linear(x_RD, cast_all(experts.gate_FD, dtype), counts_E);
-  const at::Tensor up_RF = grouped_linear(x_RD, cast_all(experts.up_FD, dtype), counts_E);
-  return grouped_linear(swiglu(gate_RF, up_RF), cast_all(experts.down_DF, dtype), counts_E);
+  at::Tensor gate_RF = expert_linear(x_RD, experts.gate_FD, counts_E),
+             up_RF = expert_linear(x_RD, experts.up_FD, counts_E);
+  if (!experts.gate_up_adapters.empty()) {
+    const auto deltas = expert_deltas(x_RD, experts.gate_up_adapters, counts_E).chunk(2, 1);
+    gate_RF = gate_RF + deltas[0], up_RF = up_RF + deltas[1];
+  }
+  const at::Tensor inner_RF = swiglu(gate_RF, up_RF);
+  const at::Tensor out_RD = expert_linear(inner_RF, experts.down_DF, counts_E);
+  return experts.down_adapters.empty() ? out_RD : out_RD + expert_deltas(inner_RF, experts.down_adapters, counts_E);
 }
 
-at::Tensor dense_ffn(const at::Tensor& x_TD, const DecoderLayer& layer) {
-  if (!layer.gate_bias_F.defined()) return expert_ffn(x_TD, layer.experts, {x_TD.size(0)});
-  const auto dtype = x_TD.scalar_type();
-  const auto linear = [dtype](const at::Tensor& x, const at::Tensor& weight, const at::Tensor& bias) {
-    return at::linear(x, cast(weight, dtype), cast(bias, dtype));
-  };
-  const at::Tensor gate_TF = linear(x_TD, layer.experts.gate_FD[0], layer.gate_bias_F),
-                   up_TF = linear(x_TD, layer.experts.up_FD[0], layer.up_bias_F);
-  return linear(swiglu(gate_TF, up_TF), layer.experts.down_DF[0], layer.down_bias_D);
+at::Tensor feed_forward_part(const at::Tensor& x_TD, const FeedForward& part, const AdapterPass& pass) {
+  return linear(swiglu(linear(x_TD, part.gate_proj, pass), linear(x_TD, part.up_proj, pass)), part.down_proj, pass);
 }
 
-at::Tensor shared_ffn(const at::Tensor& x_TD, const DecoderLayer& layer) {
-  const at::Tensor out_TD = expert_ffn(x_TD, layer.shared_expert, {x_TD.size(0)});
-  if (!layer.shared_gate_1D.defined()) return out_TD;
-  return at::sigmoid(at::linear(x_TD, cast(layer.shared_gate_1D, x_TD.scalar_type()))) * out_TD;
+at::Tensor shared_ffn(const at::Tensor& x_TD, const DecoderLayer& layer, const AdapterPass& pass) {
+  const at::Tensor out_TD = feed_forward_part(x_TD, layer.shared_expert, pass);
+  if (!layer.shared_gate.weight.defined()) return out_TD;
+  return at::sigmoid(linear(x_TD, layer.shared_gate, pass)) * out_TD;
 }
 
 // Attention of n new tokens over a cache that already holds `past` tokens and now the new ones too.
@@ -73,16 +89,13 @@ at::Tensor cached_attention(const at::Tensor& q_nHd, const at::Tensor& k_SHkd, c
 
 Decoder::Decoder(const ModelConfig& model_config)
     : config(model_config), layers(static_cast<std::size_t>(model_config.num_hidden_layers)) {
-  const auto resize = [](Experts& experts, std::int64_t count) {
-    const auto size = static_cast<std::size_t>(count);
-    experts.gate_FD.resize(size), experts.up_FD.resize(size), experts.down_DF.resize(size);
-  };
   for (std::size_t n = 0; n < layers.size(); ++n) {
     DecoderLayer& layer = layers[n];
     layer.is_moe = config.is_moe_layer(static_cast<std::int64_t>(n));
-    resize(layer.experts, layer.is_moe ? config.moe->num_experts : 1);
     if (!layer.is_moe) continue;
-    if (config.moe->shared_expert_intermediate_size > 0) resize(layer.shared_expert, 1);
+    const auto E = static_cast<std::size_t>(config.moe->num_experts);
+    layer.experts.gate_FD.resize(E), layer.experts.up_FD.resize(E), layer.experts.down_DF.resize(E);
+    layer.has_shared_expert = config.moe->shared_expert_intermediate_size > 0;
     if (config.dag) layer.dag.resize(static_cast<std::size_t>(config.dag->num_iterations));
   }
 }
@@ -95,6 +108,11 @@ class ParameterList {
   explicit ParameterList(const ModelConfig& config) : config_(config) {}
 
   void add(std::string name, at::Tensor& tensor) { named.push_back({std::move(name), &tensor}); }
+  void add_linear(const std::string& name, Linear& linear, bool has_bias = false) {
+    linears.push_back({name, &linear});
+    add(name + ".weight", linear.weight);
+    add_if(has_bias, name + ".bias", linear.bias);
+  }
   void add_if(bool is_there, std::string name, at::Tensor& tensor) {
     if (is_there) add(std::move(name), tensor);
   }
@@ -102,14 +120,10 @@ class ParameterList {
   void add_attention(const std::string& prefix, Attention& attention) {
     if (config_.mla) return add_latent_attention(prefix, attention);
     const bool has_norm = config_.qk_norm != QkNorm::kNone;
-    add(prefix + "q_proj.weight", attention.q_proj_OD);
-    add_if(config_.qkv_bias, prefix + "q_proj.bias", attention.q_bias_O);
-    add(prefix + "k_proj.weight", attention.k_proj_OD);
-    add_if(config_.qkv_bias, prefix + "k_proj.bias", attention.k_bias_O);
-    add(prefix + "v_proj.weight", attention.v_proj_OD);
-    add_if(config_.qkv_bias, prefix + "v_proj.bias", attention.v_bias_O);
-    add(prefix + "o_proj.weight", attention.o_proj_DO);
-    add_if(config_.o_bias, prefix + "o_proj.bias", attention.o_bias_D);
+    add_linear(prefix + "q_proj", attention.q_proj, config_.qkv_bias);
+    add_linear(prefix + "k_proj", attention.k_proj, config_.qkv_bias);
+    add_linear(prefix + "v_proj", attention.v_proj, config_.qkv_bias);
+    add_linear(prefix + "o_proj", attention.o_proj, config_.o_bias);
     add_if(has_norm, prefix + "q_norm.weight", attention.q_norm);
     add_if(has_norm, prefix + "k_norm.weight", attention.k_norm);
   }
@@ -120,24 +134,22 @@ class ParameterList {
     add(prefix + "down_proj.weight", experts.down_DF[index]);
   }
 
-  void add_dense(const std::string& prefix, DecoderLayer& layer) {
-    add(prefix + "gate_proj.weight", layer.experts.gate_FD[0]);
-    add_if(config_.mlp_bias, prefix + "gate_proj.bias", layer.gate_bias_F);
-    add(prefix + "up_proj.weight", layer.experts.up_FD[0]);
-    add_if(config_.mlp_bias, prefix + "up_proj.bias", layer.up_bias_F);
-    add(prefix + "down_proj.weight", layer.experts.down_DF[0]);
-    add_if(config_.mlp_bias, prefix + "down_proj.bias", layer.down_bias_D);
+  void add_feed_forward(const std::string& prefix, FeedForward& part, bool has_bias) {
+    add_linear(prefix + "gate_proj", part.gate_proj, has_bias);
+    add_linear(prefix + "up_proj", part.up_proj, has_bias);
+    add_linear(prefix + "down_proj", part.down_proj, has_bias);
   }
 
   void add_moe(const std::string& prefix, DecoderLayer& layer) {
-    add(prefix + "gate.weight", layer.router_ED);
+    add_linear(prefix + "gate", layer.router);
     add_if(config_.moe->router_bias, prefix + "gate.e_score_correction_bias", layer.router_bias_E);
     for (std::size_t e = 0; e < layer.experts.gate_FD.size(); ++e) {
       add_expert(str(prefix, "experts.", e, "."), layer.experts, e);
     }
-    if (!layer.shared_expert.gate_FD.empty()) add_expert(prefix + "shared_expert.", layer.shared_expert, 0);
-    const bool has_gate = !layer.shared_expert.gate_FD.empty() && config_.moe->shared_expert_gate;
-    add_if(has_gate, prefix + "shared_expert_gate.weight", layer.shared_gate_1D);
+    if (layer.has_shared_expert) {
+      add_feed_forward(prefix + "shared_expert.", layer.shared_expert, /*has_bias=*/false);
+      if (config_.moe->shared_expert_gate) add_linear(prefix + "shared_expert_gate", layer.shared_gate);
+    }
     for (std::size_t l = 0; l < layer.dag.size(); ++l) {
       const std::string step = str(prefix, "dag.", l, ".");
       add(step + "norm.weight", layer.dag[l].norm_D);
@@ -152,22 +164,26 @@ class ParameterList {
     add(prefix + "input_layernorm.weight", layer.input_norm_D);
     add_attention(prefix + "self_attn.", layer.attention);
     add(prefix + "post_attention_layernorm.weight", layer.post_attention_norm_D);
-    layer.is_moe ? add_moe(prefix + "mlp.", layer) : add_dense(prefix + "mlp.", layer);
+    layer.is_moe ? add_moe(prefix + "mlp.", layer) : add_feed_forward(prefix + "mlp.", layer.dense, config_.mlp_bias);
   }
 
   std::vector<NamedTensor> named;
+  std::vector<NamedLinear> linears;
 
  private:
   void add_latent_attention(const std::string& prefix, Attention& attention) {
     const bool has_q_latent = config_.mla->q_lora_rank > 0;
-    add_if(!has_q_latent, prefix + "q_proj.weight", attention.q_proj_OD);
-    add_if(has_q_latent, prefix + "q_a_proj.weight", attention.q_a_proj_RD);
-    add_if(has_q_latent, prefix + "q_a_layernorm.weight", attention.q_a_norm_R);
-    add_if(has_q_latent, prefix + "q_b_proj.weight", attention.q_b_proj_OR);
-    add(prefix + "kv_a_proj_with_mqa.weight", attention.kv_a_proj_RD);
+    if (has_q_latent) {
+      add_linear(prefix + "q_a_proj", attention.q_a_proj);
+      add(prefix + "q_a_layernorm.weight", attention.q_a_norm_R);
+      add_linear(prefix + "q_b_proj", attention.q_b_proj);
+    } else {
+      add_linear(prefix + "q_proj", attention.q_proj);
+    }
+    add_linear(prefix + "kv_a_proj_with_mqa", attention.kv_a_proj);
     add(prefix + "kv_a_layernorm.weight", attention.kv_a_norm_R);
-    add(prefix + "kv_b_proj.weight", attention.kv_b_proj_OR);
-    add(prefix + "o_proj.weight", attention.o_proj_DO);
+    add_linear(prefix + "kv_b_proj", attention.kv_b_proj);
+    add_linear(prefix + "o_proj", attention.o_proj);
   }
 
   const ModelConfig& config_;
@@ -175,13 +191,68 @@ class ParameterList {
 
 }  // namespace
 
-std::vector<NamedTensor> Decoder::parameters() {
-  ParameterList list(config);
-  list.add("model.embed_tokens.weight", embed_tokens_VD);
-  for (std::size_t n = 0; n < layers.size(); ++n) list.add_layer(str("model.layers.", n, "."), layers[n]);
-  list.add("model.norm.weight", norm_D);
-  if (!config.tie_word_embeddings) list.add("lm_head.weight", lm_head_VD);
-  return std::move(list.named);
+namespace {
+
+ParameterList parameter_list(Decoder& model) {
+  ParameterList list(model.config);
+  list.add("model.embed_tokens.weight", model.embed_tokens_VD);
+  for (std::size_t n = 0; n < model.layers.size(); ++n) list.add_layer(str("model.layers.", n, "."), model.layers[n]);
+  list.add("model.norm.weight", model.norm_D);
+  if (!model.config.tie_word_embeddings) list.add_linear("lm_head", model.lm_head);
+  return list;
+}
+
+void add_linear_adapters(const std::string& module, Linear& linear, std::vector<NamedTensor>& named) {
+  for (LoraAdapter& adapter : linear.adapters) {
+    named.push_back({module + ".lora_A.weight", &adapter.a_RI});
+    named.push_back({module + ".lora_B.weight", &adapter.b_OR});
+    if (adapter.magnitude_O.defined()) named.push_back({module + ".lora_magnitude_vector", &adapter.magnitude_O});
+  }
+}
+
+void add_expert_adapters(const std::string& module, std::vector<ExpertLora>& adapters,
+                         std::vector<NamedTensor>& named) {
+  for (ExpertLora& adapter : adapters) {
+    named.push_back({module + ".lora_A.weight", &adapter.a_ERI});
+    named.push_back({module + ".lora_B.weight", &adapter.b_EOR});
+  }
+}
+
+void add_layer_adapters(const std::string& prefix, Experts& experts, std::vector<NamedTensor>& named) {
+  add_expert_adapters(prefix + "mlp.experts.gate_up_proj", experts.gate_up_adapters, named);
+  add_expert_adapters(prefix + "mlp.experts.down_proj", experts.down_adapters, named);
+}
+
+}  // namespace
+
+std::vector<NamedTensor> Decoder::parameters() { return parameter_list(*this).named; }
+
+std::vector<NamedLinear> Decoder::linears() { return parameter_list(*this).linears; }
+
+std::vector<NamedTensor> Decoder::adapter_parameters() {
+  std::vector<NamedTensor> named;
+  for (auto& [module, linear] : linears()) add_linear_adapters(module, *linear, named);
+  for (std::size_t n = 0; n < layers.size(); ++n)
+    add_layer_adapters(str("model.layers.", n, "."), layers[n].experts, named);
+  return named;
+}
+
+std::vector<NamedTensor> Decoder::adapter_buffers() {
+  std::vector<NamedTensor> named;
+  for (auto& [module, linear] : linears()) {
+    for (LoraAdapter& adapter : linear->adapters) {
+      if (!adapter.initial_a_RI.defined()) continue;
+      named.push_back({module + ".lora_A.initial", &adapter.initial_a_RI});
+      named.push_back({module + ".lora_B.initial", &adapter.initial_b_OR});
+    }
+  }
+  return named;
+}
+
+std::vector<NamedTensor> Decoder::all_parameters() {
+  std::vector<NamedTensor> named = parameters();
+  for (auto& parameter : adapter_parameters()) named.push_back(std::move(parameter));
+  return named;
 }
 
 RopeTables Decoder::rope_tables_at(const at::Tensor& position_ids_T) const {
@@ -199,31 +270,34 @@ at::Tensor Decoder::embed(const ModelInput& input, const ForwardOptions& options
 }
 
 LayerOutput Decoder::feed_forward(std::int64_t layer_index, const at::Tensor& hidden_TD,
-                                  const at::Tensor& expert_ids_TK, const ForwardOptions& options) const {
+                                  const at::Tensor& expert_ids_TK, const AdapterPass& pass,
+                                  const ForwardOptions& options) const {
   const DecoderLayer& layer = layers[static_cast<std::size_t>(layer_index)];
   const at::Tensor x_TD = rms_norm(hidden_TD, layer.post_attention_norm_D, config.rms_norm_eps);
-  if (!layer.is_moe) return {hidden_TD + dense_ffn(x_TD, layer), {}};
+  if (!layer.is_moe) return {hidden_TD + feed_forward_part(x_TD, layer.dense, pass), {}};
 
-  const Routing routed = route(x_TD, layer.router_ED, *config.moe, {layer.router_bias_E, expert_ids_TK});
+  const at::Tensor router_ED = adapted_weight(layer.router.weight, layer.router.adapters);
+  const Routing routed = route(x_TD, router_ED, *config.moe, {layer.router_bias_E, expert_ids_TK});
   const RoutedRows rows = route_rows(routed.expert_ids_TK, config.moe->num_experts);
   const at::Tensor out_RD = expert_ffn(gather_routed(x_TD, rows), layer.experts, rows.counts_E);
   CombineInput input{hidden_TD, x_TD, ungather_routed(out_RD, rows), routed.weights_TK};
   if (options.on_combine) options.on_combine(layer_index, input, routed);
   at::Tensor next_TD = combine_experts(input, layer.dag, config.dag ? &*config.dag : nullptr, config.rms_norm_eps);
-  if (!layer.shared_expert.gate_FD.empty()) next_TD = next_TD + shared_ffn(x_TD, layer);  // outside the DAG
+  if (layer.has_shared_expert) next_TD = next_TD + shared_ffn(x_TD, layer, pass);  // outside the DAG
   return {next_TD, routed};
 }
 
 LayerOutput Decoder::run_layer(std::int64_t layer_index, const at::Tensor& hidden_TD, const Sequences& sequences,
                                const at::Tensor& expert_ids_TK, const ForwardOptions& options) const {
   const DecoderLayer& layer = layers[static_cast<std::size_t>(layer_index)];
+  const AdapterPass pass = sequences.adapter_pass();
   const at::Tensor x_TD = rms_norm(hidden_TD, layer.input_norm_D, config.rms_norm_eps);
-  const QueryKeyValue qkv = project_qkv(layer.attention, config, x_TD, sequences.rope);
+  const QueryKeyValue qkv = project_qkv(layer.attention, config, x_TD, sequences.rope, pass);
   const at::Tensor attended_THd =
       segment_attention(qkv.q_THd, qkv.k_THkd, qkv.v_THkd, sequences.segment_offsets, config.window_of(layer_index));
-  const at::Tensor next_TD = hidden_TD + project_output(layer.attention, config, attended_THd);
+  const at::Tensor next_TD = hidden_TD + project_output(layer.attention, config, attended_THd, pass);
   if (options.on_module) options.on_module(str("model.layers.", layer_index, ".self_attn"), next_TD);
-  LayerOutput output = feed_forward(layer_index, next_TD, expert_ids_TK, options);
+  LayerOutput output = feed_forward(layer_index, next_TD, expert_ids_TK, pass, options);
   if (options.on_module) options.on_module(str("model.layers.", layer_index, ".mlp"), output.hidden_TD);
   return output;
 }
@@ -239,6 +313,8 @@ LayerOutput Decoder::run_layer_recomputed(std::int64_t layer_index, const at::Te
   DecoderLayer layer = layers[static_cast<std::size_t>(layer_index)];  // handles, because the list wants to change them
   ParameterList list(config);
   list.add_layer("", layer);
+  for (auto& [module, linear] : list.linears) add_linear_adapters(module, *linear, list.named);
+  add_layer_adapters("", layer.experts, list.named);
   for (const auto& [name, tensor] : list.named) {
     if (!tensor->requires_grad()) continue;
     recomputed.trained.push_back(*tensor);
@@ -250,7 +326,8 @@ LayerOutput Decoder::run_layer_recomputed(std::int64_t layer_index, const at::Te
 
 ModelOutput Decoder::forward(const ModelInput& input, const ForwardOptions& options) const {
   const auto sequences =
-      std::make_shared<const Sequences>(Sequences{rope_tables_at(input.position_ids_T), input.segment_offsets});
+      std::make_shared<const Sequences>(Sequences{rope_tables_at(input.position_ids_T), input.segment_offsets,
+                                                  options.adapter_dropout, options.noise_seed, options.first_sequence});
   ModelOutput output;
   at::Tensor hidden_TD = embed(input, options);
   if (options.on_module) options.on_module("model.embed_tokens", hidden_TD);
@@ -294,14 +371,15 @@ at::Tensor Decoder::forward_cached(const at::Tensor& input_ids_T, KvCache& cache
     const at::Tensor attended_nHd = past == 0 ? segment_attention(qkv.q_THd, keys, values, {0, n}, window)
                                               : cached_attention(qkv.q_THd, keys, values, past, window);
     hidden_TD = hidden_TD + project_output(layer.attention, config, attended_nHd);
-    hidden_TD = feed_forward(static_cast<std::int64_t>(i), hidden_TD, {}, {}).hidden_TD;
+    hidden_TD = feed_forward(static_cast<std::int64_t>(i), hidden_TD, {}, {}, {}).hidden_TD;
   }
   cache.length = past + n;
   return rms_norm(hidden_TD, norm_D, config.rms_norm_eps);
 }
 
 at::Tensor Decoder::output_weight() const {
-  return cast(config.tie_word_embeddings ? embed_tokens_VD : lm_head_VD, compute_dtype);
+  if (config.tie_word_embeddings) return cast(embed_tokens_VD, compute_dtype);
+  return cast(adapted_weight(lm_head.weight, lm_head.adapters), compute_dtype);
 }
 
 at::Tensor Decoder::logits(const at::Tensor& hidden_XD) const { return at::linear(hidden_XD, output_weight()); }

@@ -12,6 +12,7 @@
 #include "model/attention.h"
 #include "model/combine.h"
 #include "model/config.h"
+#include "model/linear.h"
 #include "model/losses.h"
 #include "model/recompute.h"
 #include "model/router.h"
@@ -39,6 +40,8 @@ struct ForwardOptions {
   double neftune_alpha = 0.0;
   std::uint64_t noise_seed = 0;
   std::int64_t first_sequence = 0;
+  /// Whether adapters drop inputs, by the same two numbers.
+  bool adapter_dropout = false;
 };
 
 struct ModelOutput {
@@ -59,24 +62,36 @@ struct NamedTensor {
   at::Tensor* tensor;
 };
 
-/// The experts of one layer: SwiGLU, E_e(x) = W2_e (SiLU(W1_e x) * W3_e x). Separate weights, so that each can stay in
-/// its file, be frozen, or train alone.
+/// A linear layer by its module name ("model.layers.3.self_attn.q_proj").
+struct NamedLinear {
+  std::string name;
+  Linear* linear;
+};
+
+/// A SwiGLU feed-forward part, W2 (SiLU(W1 x) * W3 x), with biases in some Llamas.
+struct FeedForward {
+  Linear gate_proj, up_proj, down_proj;
+};
+
+/// The routed experts of one layer. Separate weights, so that each can stay in its file, be frozen, or train alone.
 struct Experts {
   std::vector<at::Tensor> gate_FD, up_FD, down_DF;
+  /// Of [gate; up], whose rows lie one after the other, and of down, for all experts together, as peft has them.
+  std::vector<ExpertLora> gate_up_adapters, down_adapters;
 };
 
 struct DecoderLayer {
   at::Tensor input_norm_D, post_attention_norm_D;
   Attention attention;
-  // Dense layers: one "expert", with biases in some Llamas. MoE layers: E of them and a router, perhaps a shared expert
-  // (with or without its gate) and a DAG.
-  Experts experts;
-  at::Tensor gate_bias_F, up_bias_F, down_bias_D;
+  FeedForward dense;  ///< of a layer without experts
+  // MoE layers: E experts and a router, perhaps a shared expert (with or without its gate) and a DAG.
   bool is_moe = false;
-  at::Tensor router_ED;
+  Experts experts;
+  Linear router;             ///< [E, D]
   at::Tensor router_bias_E;  ///< float, never trained by gradient; undefined without MoeConfig::router_bias
-  Experts shared_expert;     ///< none or one
-  at::Tensor shared_gate_1D;
+  bool has_shared_expert = false;
+  FeedForward shared_expert;
+  Linear shared_gate;        ///< [1, D]; without weight where the family has none
   std::vector<DagStep> dag;  ///< empty: plain weighted sum
 };
 
@@ -91,11 +106,21 @@ class Decoder {
 
   ModelConfig config;
   at::ScalarType compute_dtype = at::kFloat;
-  at::Tensor embed_tokens_VD, norm_D, lm_head_VD;  ///< lm_head is undefined when tied
+  at::Tensor embed_tokens_VD, norm_D;
+  Linear lm_head;  ///< [V, D]; without weight when tied
   std::vector<DecoderLayer> layers;
 
   /// In the order of parameter_shapes(config), which says what shape each must have.
   std::vector<NamedTensor> parameters();
+  /// Every linear layer that can carry adapters, in the order of the forward pass. Routed experts and the DAG are none.
+  std::vector<NamedLinear> linears();
+  /// The factors and magnitudes of all adapters: "model.layers.3.self_attn.q_proj.lora_A.weight",
+  /// "model.layers.3.mlp.experts.gate_up_proj.lora_B.weight".
+  std::vector<NamedTensor> adapter_parameters();
+  /// What adapters hold besides parameters: PiSSA's start, "model.layers.3.self_attn.q_proj.lora_A.initial".
+  std::vector<NamedTensor> adapter_buffers();
+  /// parameters() and adapter_parameters().
+  std::vector<NamedTensor> all_parameters();
 
   /// Hidden states of packed sequences. Differentiable with respect to every parameter that requires grad.
   ModelOutput forward(const ModelInput& input, const ForwardOptions& options = {}) const;
@@ -112,6 +137,12 @@ class Decoder {
   struct Sequences {
     RopeTables rope;
     std::vector<std::int64_t> segment_offsets;
+    bool adapter_dropout = false;
+    std::uint64_t noise_seed = 0;
+    std::int64_t first_sequence = 0;
+    AdapterPass adapter_pass() const {
+      return {adapter_dropout ? &segment_offsets : nullptr, noise_seed, first_sequence};
+    }
   };
 
   RopeTables rope_tables_at(const at::Tensor& position_ids_T) const;
@@ -123,7 +154,7 @@ class Decoder {
                                    const std::shared_ptr<const Sequences>& sequences,
                                    const ForwardOptions& options) const;
   LayerOutput feed_forward(std::int64_t layer_index, const at::Tensor& hidden_TD, const at::Tensor& expert_ids_TK,
-                           const ForwardOptions& options) const;
+                           const AdapterPass& pass, const ForwardOptions& options) const;
 };
 
 /// One step of balancing without a loss for every layer that has a router bias (router.h). `counts` are those of the

@@ -5,23 +5,9 @@
 
 #include <cmath>
 
+#include "base/random.h"
+
 namespace dagmoe {
-namespace {
-
-// SplitMix64 (Steele, Lea, Flood 2014): any place of the stream without those before it.
-constexpr std::uint64_t kGamma = 0x9E3779B97F4A7C15;
-std::uint64_t mix(std::uint64_t z) {
-  z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9;
-  z = (z ^ (z >> 27)) * 0x94D049BB133111EB;
-  return z ^ (z >> 31);
-}
-
-// 24 random bits to the middles of 2^24 intervals of (-1, 1): symmetric, and neither end occurs.
-float uniform(std::uint64_t bits) {
-  return static_cast<float>((static_cast<double>(bits >> 40) + 0.5) * 0x1p-23 - 1.0);
-}
-
-}  // namespace
 
 at::Tensor neftune_noise(const std::vector<std::int64_t>& segment_offsets, std::int64_t hidden_size, double alpha,
                          std::uint64_t seed, std::int64_t first_sequence) {
@@ -31,11 +17,11 @@ at::Tensor neftune_noise(const std::vector<std::int64_t>& segment_offsets, std::
   for (std::size_t s = 0; s + 1 < segment_offsets.size(); ++s) {
     const std::int64_t begin = segment_offsets[s], S = segment_offsets[s + 1] - begin;
     const auto bound = static_cast<float>(alpha / std::sqrt(static_cast<double>(S * D)));
-    const std::uint64_t sequence = static_cast<std::uint64_t>(first_sequence) + s;
-    const std::uint64_t stream = mix(mix(seed + kGamma) + (sequence + 1) * kGamma);
+    const RandomStream stream(seed, static_cast<std::uint64_t>(first_sequence) + s);
     at::parallel_for(0, S * D, 16384, [&](std::int64_t first, std::int64_t last) {
       for (std::int64_t i = first; i < last; ++i)
-        noise[begin * D + i] = bound * uniform(mix(stream + static_cast<std::uint64_t>(i + 1) * kGamma));
+        noise[begin * D + i] =
+            bound * static_cast<float>(2.0 * stream.uniform(static_cast<std::uint64_t>(i)) - 1.0);  // symmetric
     });
   }
   return noise_TD;

@@ -54,6 +54,7 @@ std::string no_match(const TrainableRule& rule, bool matched_elsewhere) {
 }  // namespace
 
 std::string parameter_group(std::string_view name) {
+  if (contains(name, ".lora_")) return "lora";
   if (contains(name, ".mlp.dag.")) return "dag";
   if (name.ends_with(".e_score_correction_bias")) return "router_bias";
   if (contains(name, ".mlp.gate.")) return "router";
@@ -68,7 +69,7 @@ std::string parameter_group(std::string_view name) {
 
 const std::vector<std::string>& parameter_groups() {
   static const std::vector<std::string> groups{"dag",       "router", "experts",    "shared_experts", "mlp",
-                                               "attention", "norms",  "embeddings", "lm_head"};
+                                               "attention", "norms",  "embeddings", "lm_head",        "lora"};
   return groups;
 }
 

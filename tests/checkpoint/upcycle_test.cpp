@@ -120,11 +120,11 @@ TEST_CASE("upcycle: drop keeps the other half of each matrix's hidden units and 
       // [F, F]: is unit i of the expert unit j of the dense network?
       return (expert_FD.unsqueeze(1) == dense_FD.unsqueeze(0)).all(2);
     };
-    const auto& from = dense.layers[0].experts;
+    const FeedForward& from = dense.layers[0].dense;
     const auto& to = moe.layers[0].experts;
     for (std::size_t e = 0; e < to.gate_FD.size(); ++e) {
-      const at::Tensor gate = kept(to.gate_FD[e], from.gate_FD[0]), up = kept(to.up_FD[e], from.up_FD[0]),
-                       down = kept(to.down_DF[e].t(), from.down_DF[0].t());
+      const at::Tensor gate = kept(to.gate_FD[e], from.gate_proj.weight), up = kept(to.up_FD[e], from.up_proj.weight),
+                       down = kept(to.down_DF[e].t(), from.down_proj.weight.t());
       for (const at::Tensor& matrix : {gate, up, down}) REQUIRE(matrix.sum().item<std::int64_t>() == 10);  // F = 20
       // One permutation for the three: units kept in two of them come from the same place.
       const at::Tensor both = at::logical_and(gate.any(1), up.any(1)).unsqueeze(1);
@@ -138,16 +138,16 @@ TEST_CASE("upcycle: spri's routed W_down are blocks of singular directions of th
   const TemporaryFolder folder;
   upcycled_family(folder, "mistral", {.method = UpcycleMethod::kSpri, .num_experts = 4, .num_experts_per_tok = 2});
   const Decoder dense = load(golden("families/mistral")), moe = load(folder / "moe");
-  const at::Tensor down = dense.layers[1].experts.down_DF[0];
+  const at::Tensor down = dense.layers[1].dense.down_proj.weight;
   const auto [U, s, Vh] = at::linalg_svd(down, false);
-  REQUIRE(at::equal(moe.layers[1].shared_expert.down_DF[0], down));
+  REQUIRE(at::equal(moe.layers[1].shared_expert.down_proj.weight, down));
   for (std::size_t e = 0; e < 4; ++e) {
     const at::Tensor& expert = moe.layers[1].experts.down_DF[e];
     REQUIRE(expert.norm().item<double>() == Approx(1e-3 * down.norm().item<double>()).epsilon(0.01));
     const std::int64_t begin = e < 2 ? 0 : 8;  // rank 16, two groups
     const at::Tensor inside = at::matmul(U.narrow(1, begin, 8).t(), expert);
     REQUIRE(inside.norm().item<double>() == Approx(expert.norm().item<double>()).epsilon(0.01));
-    REQUIRE(at::equal(moe.layers[1].experts.up_FD[e], dense.layers[1].experts.up_FD[0]));
+    REQUIRE(at::equal(moe.layers[1].experts.up_FD[e], dense.layers[1].dense.up_proj.weight));
   }
   REQUIRE_FALSE(at::equal(moe.layers[1].experts.down_DF[0], moe.layers[1].experts.down_DF[1]));
 }

@@ -6,6 +6,7 @@
 //   "router_bias"         true: each router has a bias for choosing experts, `mlp.gate.e_score_correction_bias`
 //   "shared_expert_intermediate_size", "shared_expert_gate"     where they differ from the base family's
 #include "base/error.h"
+#include "base/problems.h"
 #include "base/text.h"
 #include "model/families.h"
 
@@ -51,11 +52,7 @@ void read_router(ConfigKeys& keys, MoeConfig& moe) {
   keys.boolean("shared_expert_gate", moe.shared_expert_gate);
 }
 
-void read_dag(ConfigKeys& keys, ModelConfig& config) {
-  const Json* json = keys.ask("dag");
-  if (json == nullptr) return;
-  if (!json->is_object()) return keys.problem("dag", str("found ", found_text(*json), ", expected an object"));
-  ConfigKeys dag_keys(*json, "dag: ", keys.problems());
+DagConfig dag_of(ConfigKeys& dag_keys) {
   DagConfig dag;
   dag_keys.required("num_iterations", dag.num_iterations, kMaxIterations);
   dag_keys.required("node_size", dag.node_size, kMaxNodeSize);
@@ -68,7 +65,15 @@ void read_dag(ConfigKeys& keys, ModelConfig& config) {
   const std::vector<std::string> known = dag_keys.asked();
   const Json unknown = dag_keys.rest();
   for (const auto& [key, value] : unknown.items()) dag_keys.problem(key, "unknown key" + did_you_mean(key, known));
-  config.dag = dag;
+  return dag;
+}
+
+void read_dag(ConfigKeys& keys, ModelConfig& config) {
+  const Json* json = keys.ask("dag");
+  if (json == nullptr) return;
+  if (!json->is_object()) return keys.problem("dag", str("found ", found_text(*json), ", expected an object"));
+  ConfigKeys dag_keys(*json, "dag: ", keys.problems());
+  config.dag = dag_of(dag_keys);
 }
 
 void read(ConfigKeys& keys, ModelConfig& config) {
@@ -93,14 +98,27 @@ void write(const ModelConfig& config, Json& json) {
     json["shared_expert_gate"] = moe.shared_expert_gate;
   }
   if (!config.dag) return;
-  json["dag"] = {{"num_iterations", config.dag->num_iterations},
-                 {"node_size", config.dag->node_size},
-                 {"node_residual", name_of(config.dag->node_residual, kNodeResiduals)},
-                 {"norm", name_of(config.dag->norm, kDagNorms)},
-                 {"activation", "silu"}};
+  json["dag"] = dag_config_json(*config.dag);
 }
 
 }  // namespace
+
+DagConfig parse_dag_config(const Json& json, const std::string& where) {
+  if (!json.is_object()) throw InputError(str(where, ": dag: found ", json.type_name(), ", expected an object"));
+  std::vector<std::string> problems;
+  ConfigKeys keys(json, "dag: ", problems);
+  const DagConfig dag = dag_of(keys);
+  throw_problems(where, problems);
+  return dag;
+}
+
+Json dag_config_json(const DagConfig& dag) {
+  return {{"num_iterations", dag.num_iterations},
+          {"node_size", dag.node_size},
+          {"node_residual", name_of(dag.node_residual, kNodeResiduals)},
+          {"norm", name_of(dag.norm, kDagNorms)},
+          {"activation", "silu"}};
+}
 
 extern const Family kDagmoe;
 const Family kDagmoe = {"dagmoe", "DagMoeForCausalLM", read, write, nullptr, /*has_experts=*/false};
