@@ -1,5 +1,7 @@
 #include "finetune/recipe.h"
 
+#include <algorithm>
+
 #include "base/config_reader.h"
 #include "base/error.h"
 #include "base/text.h"
@@ -81,6 +83,11 @@ void bind(Fields& fields, TrainableEntry& config) {
   fields.template optional<double>("weight_decay", config.weight_decay, {.min = 0.0, .max = 1e3});
   if (config.group.starts_with('!') && (config.lr || config.weight_decay))
     fields.issue(config.lr ? "lr" : "weight_decay", "means nothing for what a rule freezes; leave it out");
+}
+
+template <class Fields>
+void bind(Fields& fields, Recipe::Esft& config) {
+  fields.required("experts", config.experts);
 }
 
 template <class Fields>
@@ -186,6 +193,7 @@ void bind(Fields& fields, Recipe& recipe) {
   fields.choice("dtype", recipe.dtype, {{"float32", ComputeType::kFloat32}, {"bfloat16", ComputeType::kBFloat16}});
   fields.section("model", recipe.model);
   fields.section_or_word("trainable", recipe.trainable, "group");
+  fields.section("esft", recipe.esft);
   fields.section("lora", recipe.lora);
   fields.choice("save_as", recipe.save_as,
                 {{"auto", SaveAs::kAuto}, {"model", SaveAs::kModel}, {"adapter", SaveAs::kAdapter}});
@@ -234,6 +242,9 @@ Recipe load_recipe(const std::filesystem::path& path, std::span<const std::strin
   if (recipe.trainable.empty() && !recipe.lora) {
     reader.issue("trainable", str(reader.has("trainable") ? "" : "required key is missing; ",
                                   "expected at least one group, 'full' or a glob, or a section lora"));
+  }
+  if (!recipe.esft && std::ranges::any_of(recipe.trainable, &TrainableEntry::is_esft)) {
+    reader.issue("esft", "required by trainable: esft; expected {experts: FILE}, which dagmoe profile-experts writes");
   }
   if (recipe.lora && recipe.lora->targets.empty())
     reader.issue("lora", "targets: expected at least one group, module name or glob");
@@ -350,6 +361,8 @@ std::vector<std::string> settings_without_effect(const Recipe& recipe, const Mod
   dead.add(!recipe.data.packing && recipe.batch.micro_batch_tokens != defaults.batch.micro_batch_tokens,
            "batch.micro_batch_tokens", "with data.packing false: every sample is a micro batch of its own");
   const bool draws = recipe.data.shuffle || recipe.neftune_alpha > 0 || (recipe.model.dag && model.dag) || recipe.lora;
+  dead.add(recipe.esft && std::ranges::none_of(recipe.trainable, &TrainableEntry::is_esft), "esft.experts",
+           "unless a rule says esft");
   dead.add(recipe.seed != defaults.seed && !draws, "seed", "because nothing is drawn at random");
   return std::move(dead.lines);
 }

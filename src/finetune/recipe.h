@@ -27,9 +27,10 @@ struct DataRecipe {
   double weight = 1.0;
 };
 
-/// One item of `trainable`: a group, "full" or a glob (a leading '!' freezes), in all layers or some, with its own
-/// learning rate and weight decay where these are given.
+/// One item of `trainable`: a group, "full", "esft" or a glob (a leading '!' freezes), in all layers or some, with its
+/// own learning rate and weight decay where these are given.
 struct TrainableEntry {
+  bool is_esft() const { return group == "esft" || group == "!esft"; }
   std::string group;
   std::vector<std::string> layers;  ///< "8" or "8..15"
   std::optional<double> lr, weight_decay;
@@ -71,6 +72,10 @@ struct Recipe {
     std::optional<DagConfig> dag;
   } model;
   std::vector<TrainableEntry> trainable;
+  struct Esft {
+    std::string experts;  ///< the file that says what `trainable: [esft]` means (peft/esft.h)
+  };
+  std::optional<Esft> esft;
   std::optional<LoraRecipe> lora;
   SaveAs save_as = SaveAs::kAuto;  ///< auto: an adapter with `lora`, else a model
   struct Data {

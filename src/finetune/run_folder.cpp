@@ -29,6 +29,8 @@ Json data_hashes(const Recipe& recipe) {
   for (const auto* sources : {&recipe.data.train, &recipe.data.valid}) {
     for (const DataRecipe& source : *sources) data[source.path] = sha256_hex(MappedFile::open(source.path)->text());
   }
+  // What trains is part of what a run begins with.
+  if (recipe.esft) data[recipe.esft->experts] = sha256_hex(MappedFile::open(recipe.esft->experts)->text());
   return data;
 }
 

@@ -7,9 +7,18 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "peft/esft.h"
 
 namespace dagmoe {
 namespace {
+
+// What the rule esft is about; nothing when no rule says it.
+std::set<std::string> esft_names(const Recipe& recipe, const ModelConfig& config) {
+  if (!recipe.esft || std::ranges::none_of(recipe.trainable, &TrainableEntry::is_esft)) return {};
+  std::vector<std::string> names;
+  for (const auto& [name, shape] : parameter_shapes(config)) names.push_back(name);
+  return esft_parameters(read_esft_config(recipe.esft->experts), names, recipe.esft->experts);
+}
 
 // The recipe's rules; what an adapter adds trains unless one of them is about it.
 std::vector<TrainableEntry> trainable_entries(const Recipe& recipe) {
@@ -19,11 +28,13 @@ std::vector<TrainableEntry> trainable_entries(const Recipe& recipe) {
   return entries;
 }
 
-std::vector<TrainableRule> trainable_rules(const std::vector<TrainableEntry>& entries) {
+std::vector<TrainableRule> trainable_rules(const std::vector<TrainableEntry>& entries,
+                                           const std::set<std::string>& esft) {
   std::vector<TrainableRule> rules;
   for (const TrainableEntry& entry : entries) {
     TrainableRule rule{entry.group, entry.where};
     for (const auto& layers : entry.layers) rule.layers.push_back(*parse_layer_range(layers));
+    if (entry.is_esft()) rule.names = esft;
     rules.push_back(std::move(rule));
   }
   return rules;
@@ -203,7 +214,8 @@ RunSetup prepare_run(const Recipe& recipe) {
   std::vector<std::string> names;
   for (const auto& [name, shape] : shapes) names.push_back(name);
   const std::vector<TrainableEntry> entries = trainable_entries(recipe);
-  const TrainableSelection selection = select_trainable(trainable_rules(entries), names);
+  const TrainableSelection selection =
+      select_trainable(trainable_rules(entries, esft_names(recipe, setup.config)), names);
   setup.parameters = run_parameters(recipe, shapes, setup.source, entries, selection);
   check_adapted(setup.adapter, setup.parameters, recipe);
   setup.router_gets_gradient = trains_before_a_router(setup.parameters, setup.adapter);

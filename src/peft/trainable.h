@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -23,10 +24,12 @@ struct LayerRange {
 std::optional<LayerRange> parse_layer_range(std::string_view text);
 
 /// `pattern` is a group, "full", or a glob over parameter names; a leading '!' freezes what it matches. `where` is its
-/// place in the recipe, for messages. With `layers` the rule is about parameters of these layers only.
+/// place in the recipe, for messages. With `layers` the rule is about parameters of these layers only. With `names` the
+/// pattern is only a word for them, and the rule matches these parameters and no others (esft.h).
 struct TrainableRule {
   std::string pattern, where;
   std::vector<LayerRange> layers = {};
+  std::set<std::string> names = {};
 };
 
 struct TrainableSelection {

@@ -54,6 +54,8 @@ std::multimap<std::string, Case> cases(const TinyRun& run) {
       {"trainable.layers", {kMetrics, {"trainable=[{group: dag, layers: [1]}]"}}},
       {"trainable.lr", {kMetrics, {"trainable=[{group: dag, lr: 0.01}]"}}},
       {"trainable.weight_decay", {kMetrics, {"trainable=[{group: dag, weight_decay: 0.5}]"}}},
+      {"esft.experts", {kMetrics, {"esft.experts=" + file("other_selection.json"), "trainable=[esft]"}}},
+      {"esft.experts", {kWarned, {"esft.experts=" + file("other_selection.json")}}},
       {"data.train.path", {kMetrics, {"data.train.0.path=" + file("valid.jsonl")}}},
       {"data.train.format", {kRefused, {"data.train.0.format=messages"}}},
       {"data.train.template", {kMetrics, {"data.train.0.template=alpaca"}}},
@@ -213,6 +215,11 @@ struct SettingsRun : TinyRun {
     ModelConfig wide = tiny_folder_config();
     wide.moe->moe_intermediate_size = wide.intermediate_size = 260;  // matrices of more than 4,096 elements
     write_tiny_folder(folder / "wide", wide);
+    // What a rule needs beside it is there for every case.
+    write_text(folder / "selection.json", R"({"experts": {"0": [0], "1": [1, 2]}})");
+    write_text(folder / "other_selection.json", R"({"experts": {"0": [3], "1": []}})");
+    write_text(folder / "a.yaml",
+               recipe_text(folder.path(), "steps: 4\nesft: {experts: " + (folder / "selection.json").string() + "}\n"));
     write_text(folder / "bad.jsonl", "{broken\n" + read_text(folder / "train.jsonl"));
   }
 };
