@@ -512,6 +512,8 @@ std::string scalar_text(double value) {
   return text;
 }
 
+std::string scalar_text(std::int64_t value) { return number_text(value); }
+
 template <class T>
 std::string list_text(const std::vector<T>& values) {
   std::vector<std::string> items;
