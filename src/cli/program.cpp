@@ -66,6 +66,7 @@ int run_program(int argc, const char* const* argv) {
     RunCommand run;
     register_import(app, run);
     register_upcycle(app, run);
+    register_merge(app, run);
     register_export(app, run);
     register_finetune(app, run);
     register_plan(app, run);

@@ -45,6 +45,8 @@ std::string no_match(const TrainableRule& rule, bool matched_elsewhere) {
   if (std::ranges::count(parameter_groups(), bare) > 0) return begin + "is a group without parameters in this model";
   std::vector<std::string> known = parameter_groups();
   known.emplace_back("full");
+  if (bare == "lora") return begin + "needs a section lora: {targets: [...]}";
+  known.emplace_back("lora");
   return str(begin, "is no group and matches no parameter", did_you_mean(bare, known));
 }
 
@@ -67,7 +69,7 @@ std::string parameter_group(std::string_view name) {
 
 const std::vector<std::string>& parameter_groups() {
   static const std::vector<std::string> groups{"dag",       "router", "experts",    "shared_experts", "mlp",
-                                               "attention", "norms",  "embeddings", "lm_head",        "lora"};
+                                               "attention", "norms",  "embeddings", "lm_head"};
   return groups;
 }
 

@@ -9,8 +9,8 @@
 namespace dagmoe {
 
 /// The part of a model that a parameter belongs to: dag, router, experts, shared_experts, mlp (a dense layer's
-/// feed-forward), attention, norms (those of q and k too), embeddings, lm_head or lora (what an adapter adds); or
-/// router_bias, which is no group of parameter_groups() because no rule can train it: it changes with the experts'
+/// feed-forward), attention, norms (those of q and k too), embeddings or lm_head; or one of two that are in no model by
+/// themselves: lora, what an adapter adds, and router_bias, which no rule can train as it changes with the experts'
 /// loads.
 std::string parameter_group(std::string_view name);
 const std::vector<std::string>& parameter_groups();
