@@ -11,8 +11,10 @@ namespace {
 // The rows that a matrix is multiplied with, per token of the step.
 double rows_per_token(const RunParameter& parameter, const ModelConfig& config) {
   const std::string group = parameter_group(parameter.name);
-  if (group == "embeddings") return 0;                                        // a lookup
-  const bool is_of_experts = group == "lora" && parameter.shape.size() == 3;  // the factors of all experts
+  if (group == "embeddings") return 0;  // a lookup
+  // The factors of all experts; those of S'MoRE are multiplied whole.
+  const bool is_of_experts =
+      group == "lora" && parameter.shape.size() == 3 && parameter.name.find(".smore_") == std::string::npos;
   if (group != "experts" && group != "dag" && !is_of_experts) return 1;
   const auto K = static_cast<double>(config.moe->num_experts_per_tok);
   if (group == "experts" || is_of_experts) return K / static_cast<double>(config.moe->num_experts);

@@ -104,11 +104,38 @@ class LayerAccount {
     const AdapterPart* part = trained_.adapter(prefix_ + name);
     if (part == nullptr) return;
     const AdapterTarget& target = part->target;
+    if (is_mixture(trained_.spec().kind)) return mixture(*part, rows);
     memory_.saved += rows * part->rank * element_;
     const std::int64_t num_factors = std::max<std::int64_t>(1, target.num_experts) * part->rank * (target.I + target.O);
     if (element_ != kFloat) memory_.copies += num_factors * element_;
     if (trained_.spec().kind == AdapterKind::kDora) memory_.saved += 2 * rows * target.O * element_;  // W x and B A x
     if (trained_.spec().dropout > 0) memory_.saved += 2 * rows * target.I * element_;  // the mask and what it leaves
+  }
+
+  // What smore_delta and smora_delta keep: the router's float copy of the input, scores and gates, and the narrow part
+  // in float before and after each function.
+  void mixture(const AdapterPart& part, std::int64_t rows) {
+    const bool is_narrow = element_ != kFloat;
+    std::int64_t floats = is_narrow ? part.target.I : 0, narrow = 0, factors = 0;
+    if (trained_.spec().kind == AdapterKind::kSmora) {
+      floats += 6 * part.rank, narrow += 2 * part.rank, factors = part.rank * (part.target.I + part.target.O);
+    } else {
+      const SmoreConfig& config = trained_.spec().smore;
+      std::int64_t width = 0, nodes = 1;
+      for (std::size_t l = 0; l < config.ranks.size(); ++l) width += config.num_experts[l] * config.ranks[l];
+      narrow = 2 * width, factors = width * (part.target.I + part.target.O);
+      for (std::size_t l = config.ranks.size(); l-- > 0;) {
+        const std::int64_t S = config.num_experts[l], parents = nodes;
+        nodes *= config.num_active[l];
+        // Low-rank parts, B's products and tanh of them; of inner nodes their sums, tanh and weighted form; the router.
+        floats += 2 * S * config.ranks[l] + 3 * S * width + (l > 0 ? 3 * nodes * width : 0) +
+                  parents * (3 * S + 2 * config.key_dim) + 2 * nodes;
+        width -= S * config.ranks[l];
+      }
+      floats += config.router_dim;
+    }
+    memory_.saved += rows * (floats * kFloat + narrow * element_);
+    if (is_narrow) memory_.copies += factors * element_;
   }
 
   void attention() {

@@ -61,6 +61,7 @@ Json step_json(const StepMetrics& metrics, double gemm_share) {
                {"seconds", metrics.seconds},
                {"peak_rss_bytes", peak_rss_bytes()}};
   if (metrics.label_smoothing_loss != 0) line["label_smoothing_loss"] = metrics.label_smoothing_loss;
+  if (metrics.adapter_balance_loss) line["adapter_balance_loss"] = *metrics.adapter_balance_loss;
   if (gemm_share > 0) line["gemm_share"] = gemm_share;
   if (!metrics.expert_counts.counts_LE.empty()) {
     line["expert_load_max_over_mean"] = metrics.experts.max_over_mean;

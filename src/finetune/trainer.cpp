@@ -52,6 +52,19 @@ std::uint64_t noise_seed(std::uint64_t seed, std::int64_t step) {
   return x ^ (x >> 31);
 }
 
+double count_smores(Decoder& model) {
+  double count = 0;
+  for (const auto& [name, linear] : model.linears()) {
+    for (const MixtureAdapter& adapter : linear->mixtures) count += std::holds_alternative<Smore>(adapter.tensors);
+  }
+  return count;
+}
+
+// A mean over the tokens of a step: each micro batch weighs by its share of them.
+double token_share(const StepBatch& batch, std::size_t micro_batch) {
+  return static_cast<double>(batch.micro_batches[micro_batch].num_tokens()) / static_cast<double>(batch.num_tokens);
+}
+
 std::map<std::string, double> norms_by_group(const std::vector<TrainedParameter>& parameters,
                                              const std::vector<double>& norms) {
   std::map<std::string, std::vector<double>> parts;
@@ -92,7 +105,8 @@ Trainer::Trainer(Decoder& model, ExampleStream& train_data, const TrainConfig& c
     : model_(model),
       train_data_(train_data),
       config_(config),
-      optimizer_(Optimizer::create(trained_parameters(model, config), config.optimizer)) {}
+      optimizer_(Optimizer::create(trained_parameters(model, config), config.optimizer)),
+      num_smores_(count_smores(model)) {}
 
 StepBatch Trainer::next_batch() {
   auto batch = next_step_batch(train_data_, config_.batch);
@@ -112,6 +126,8 @@ ForwardOptions Trainer::forward_options(const StepBatch& batch, std::size_t micr
   options.noise_seed = noise_seed(config_.seed, num_steps_done_);
   for (std::size_t m = 0; m < micro_batch; ++m) options.first_sequence += batch.micro_batches[m].num_segments();
   options.adapter_dropout = true;
+  if (num_smores_ > 0)
+    options.adapter_balance_weight = config_.adapter_balance_coef * token_share(batch, micro_batch) / num_smores_;
   options.on_module = config_.on_module;
   return options;
 }
@@ -129,7 +145,15 @@ ExpertCounts Trainer::count_experts(const StepBatch& batch) const {
 bool Trainer::accumulate(const StepBatch& batch, std::size_t micro_batch, const ExpertCounts* step_counts,
                          StepMetrics& metrics, RouterSums& router) {
   const PackedBatch& micro = batch.micro_batches[micro_batch];
-  const ModelOutput output = model_.forward(model_input(micro), forward_options(batch, micro_batch));
+  AdapterUse adapter_use;
+  ForwardOptions options = forward_options(batch, micro_batch);
+  options.adapter_use = &adapter_use;
+  const ModelOutput output = model_.forward(model_input(micro), options);
+  const double share = token_share(batch, micro_batch);
+  if (num_smores_ > 0)
+    metrics.adapter_balance_loss =
+        metrics.adapter_balance_loss.value_or(0.0) + share * adapter_use.balance_sum / num_smores_;
+  add_counts(metrics.rank_counts, adapter_use.rank_counts);
   const SmoothedCrossEntropy cross_entropy =
       smoothed_cross_entropy(output.hidden_TD, model_.output_weight(), label_tensor(micro),
                              1.0 / static_cast<double>(batch.num_targets), config_.label_smoothing);
@@ -139,8 +163,6 @@ bool Trainer::accumulate(const StepBatch& batch, std::size_t micro_batch, const 
   if (!output.routing.empty()) {
     const MoeConfig& moe = *model_.config.moe;
     const ExpertCounts counts = expert_counts(output.routing, moe.num_experts);
-    // A mean over tokens: each micro batch weighs by its share of the step's tokens.
-    const double share = static_cast<double>(micro.num_tokens()) / static_cast<double>(batch.num_tokens);
     if (config_.aux_loss_coef > 0) {
       const at::Tensor balance = load_balancing_loss(output.routing, moe, step_counts ? *step_counts : counts);
       objective = objective + balance * (config_.aux_loss_coef * share);
@@ -212,6 +234,8 @@ StepMetrics Trainer::step() {
     optimizer_->step(metrics.lr, clips ? config_.max_grad_norm / metrics.grad_norm : 1.0);
     if (config_.router_bias_update_rate > 0)
       update_router_bias(model_, metrics.expert_counts, config_.router_bias_update_rate);
+    if (config_.adapter_bias_update_rate > 0)
+      update_adapter_bias(model_, metrics.rank_counts, config_.adapter_bias_update_rate);
   }
   ++num_steps_done_;
   metrics.seconds = std::chrono::duration<double>(Clock::now() - started).count();

@@ -28,7 +28,10 @@ struct StepMetrics {
   double label_smoothing_loss = 0.0;      ///< mean over tokens and vocabulary of -log p; 0 without smoothing
   double aux_loss = 0.0, z_loss = 0.0;    ///< before their coefficients; 0 for dense models
   std::vector<double> aux_loss_by_layer;  ///< the balance loss of each MoE layer alone
-  double grad_norm = 0.0;                 ///< before clipping
+  /// Mean over S'MoRE adapters of their balance loss, before its coefficient; without such adapters absent.
+  std::optional<double> adapter_balance_loss;
+  RankCounts rank_counts;  ///< of SMoRA adapters
+  double grad_norm = 0.0;  ///< before clipping
   std::map<std::string, double> grad_norm_by_group;
   double lr = 0.0;
   std::int64_t supervised_tokens = 0, tokens = 0, sequences = 0;
@@ -95,6 +98,7 @@ class Trainer {
   TrainConfig config_;
   std::unique_ptr<Optimizer> optimizer_;
   std::int64_t num_steps_done_ = 0, num_skipped_ = 0;
+  double num_smores_ = 0.0;  ///< adapted layers, among which the balance loss is a mean
 };
 
 }  // namespace dagmoe

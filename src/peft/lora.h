@@ -7,11 +7,15 @@
 
 namespace dagmoe {
 
+struct AdapterUse;  // mixture.h
+
 /// What an adapter needs to know of the pass it runs in. `segment_offsets` as in ModelInput; null: no dropout.
 struct AdapterPass {
   const std::vector<std::int64_t>* segment_offsets = nullptr;
   std::uint64_t seed = 0;           ///< of the optimizer step
   std::int64_t first_sequence = 0;  ///< the number, in the step, of the batch's first sequence
+  double balance_weight = 0.0;      ///< what the balance loss of each S'MoRE weighs in the gradient
+  AdapterUse* use = nullptr;        ///< gets what mixtures choose; null: nobody asks
 };
 
 /// A low-rank change of one linear layer W [O, I] (LoRA, arXiv:2106.09685): W + scale B A. Letters: R rank, I inputs,

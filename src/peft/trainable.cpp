@@ -55,7 +55,8 @@ std::string no_match(const TrainableRule& rule, bool matched_elsewhere) {
 }  // namespace
 
 std::string parameter_group(std::string_view name) {
-  if (contains(name, ".lora_")) return "lora";
+  for (const char* adapter : {".lora_", ".smore_", ".smora_"})
+    if (contains(name, adapter)) return "lora";
   if (contains(name, ".mlp.dag.")) return "dag";
   if (name.ends_with(".e_score_correction_bias")) return "router_bias";
   if (contains(name, ".mlp.gate.")) return "router";
