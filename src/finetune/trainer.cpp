@@ -279,11 +279,9 @@ void Trainer::save_state(const std::filesystem::path& folder) const {
   for (const auto& [name, tensor] : saved_tensors()) tensors.push_back(tensor_source(name, tensor));
   write_safetensors(folder / kTensorFile, std::move(tensors));
   const StreamPosition position = train_data_.position();
-  const Json state = {{"step", num_steps_done_},
-                      {"optimizer_steps", optimizer_->num_steps()},
-                      {"skipped_steps", num_skipped_},
-                      {"epoch", position.epoch},
-                      {"next_index", position.next_index}};
+  const Json state = {{"step", num_steps_done_},           {"optimizer_steps", optimizer_->num_steps()},
+                      {"skipped_steps", num_skipped_},     {"epoch", position.epoch},
+                      {"next_index", position.next_index}, {"next_token", position.next_token}};
   write_file_atomically(folder / kStateFile, state.dump(2) + "\n");
 }
 
@@ -311,7 +309,8 @@ void Trainer::load_state(const std::filesystem::path& folder) {
   num_steps_done_ = json_int(state, "step", where);
   num_skipped_ = json_int(state, "skipped_steps", where);
   optimizer_->set_num_steps(json_int(state, "optimizer_steps", where));
-  train_data_.seek({json_int(state, "epoch", where), json_int(state, "next_index", where)});
+  train_data_.seek(
+      {json_int(state, "epoch", where), json_int(state, "next_index", where), json_int(state, "next_token", where)});
 }
 
 }  // namespace dagmoe

@@ -56,6 +56,8 @@ std::multimap<std::string, Case> cases(const TinyRun& run) {
       {"trainable.weight_decay", {kMetrics, {"trainable=[{group: dag, weight_decay: 0.5}]"}}},
       {"data.train.path", {kMetrics, {"data.train.0.path=" + file("valid.jsonl")}}},
       {"data.train.format", {kRefused, {"data.train.0.format=messages"}}},
+      {"data.train.format", {kMetrics, {"data.train.0={path: " + file("texts.jsonl") + ", format: text}"}}},
+      {"data.train.template", {kRefused, {"data.train.0.template=chatml", "data.train.0.format=text"}}},
       {"data.train.template", {kMetrics, {"data.train.0.template=alpaca"}}},
       {"data.train.weight", {kRefused, {"data.train.0.weight=0.5"}}},
       {"data.valid.path", {kMetrics, {"data.valid.0.path=" + file("train.jsonl")}}},
@@ -213,6 +215,7 @@ struct SettingsRun : TinyRun {
     ModelConfig wide = tiny_folder_config();
     wide.moe->moe_intermediate_size = wide.intermediate_size = 260;  // matrices of more than 4,096 elements
     write_tiny_folder(folder / "wide", wide);
+    write_text(folder / "texts.jsonl", "{\"text\": \"" + std::string(900, 'a') + "\"}\n{\"text\": \"abc\"}\n");
     write_text(folder / "bad.jsonl", "{broken\n" + read_text(folder / "train.jsonl"));
   }
 };
