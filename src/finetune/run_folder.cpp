@@ -57,7 +57,7 @@ Json step_json(const StepMetrics& metrics, double gemm_share) {
                {"sequences", metrics.sequences},
                {"tokens_per_second", static_cast<double>(metrics.tokens) / metrics.seconds},
                {"seconds", metrics.seconds},
-               {"peak_rss_bytes", peak_rss_bytes()}};
+               {"peak_rss_bytes", metrics.peak_rss_bytes}};
   if (metrics.label_smoothing_loss != 0) line["label_smoothing_loss"] = metrics.label_smoothing_loss;
   if (gemm_share > 0) line["gemm_share"] = gemm_share;
   if (!metrics.expert_counts.counts_LE.empty()) {
