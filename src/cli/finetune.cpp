@@ -64,6 +64,8 @@ int finetune_command(const FinetuneFlags& flags) {
   if (flags.dry_run) return plan_command(flags.recipe, flags.overrides, /*measure=*/false, /*json=*/false);
   std::signal(SIGINT, on_signal);
   std::signal(SIGTERM, on_signal);
+  // mpirun passes this one on; at SIGINT and SIGTERM it kills its processes a second later.
+  std::signal(SIGUSR1, on_signal);
   const std::unique_ptr<Ranks> ranks = Ranks::join();
   if (!ranks->is_first()) return follow_first_rank(flags, *ranks);
   const Recipe recipe = load_recipe(flags.recipe, flags.overrides);

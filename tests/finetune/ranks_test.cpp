@@ -281,7 +281,10 @@ TEST_CASE("ranks: killed and resumed they end as if nothing had happened, and on
 
 TEST_CASE("ranks: a value that is not finite on one of them stops all, with exit code 4", "[finetune]") {
   require_mpirun();
-  const UnevenRun run("steps: 6\noptimizer: {lr: 0.02}\nepochs: null\n");
+  const UnevenRun run("steps: 30\noptimizer: {lr: 0.02}\n");
+  ModelConfig untied = tiny_folder_config();
+  untied.tie_word_embeddings = false;  // or every token would have a broken logit
+  write_tiny_folder(run.folder / "model", untied);
   // One letter that a single record has, and whose embedding is broken.
   const Checkpoint source = Checkpoint::open(run.folder / "model");
   const TensorInfo& info = *source.find("model.embed_tokens.weight");
@@ -303,7 +306,7 @@ TEST_CASE("ranks: a value that is not finite on one of them stops all, with exit
   records.replace(place, 5, "Say Z");
   write_text(run.folder / "train.jsonl", records);
 
-  RankedRun ranked(run, "run", 2, {"eval.every_steps=0", "data.valid=[]", "steps=30"});
+  RankedRun ranked(run, "run", 2, {"data.valid=[]"});
   const int code = ranked.mpirun.wait();
   INFO(ranked.mpirun.log());
   REQUIRE(code == 4);
@@ -311,21 +314,23 @@ TEST_CASE("ranks: a value that is not finite on one of them stops all, with exit
   REQUIRE(newest_checkpoint(run.folder / "run").has_value());
   // Skipped where that is allowed, by all of them: they still agree at the end.
   RankedRun(run, "skips", 2, {"data.valid=[]", "epochs=1", "max_skipped_steps=3"}).require_done();
+  REQUIRE_THAT(read_text(run.folder / "skips" / "metrics.jsonl"), Catch::Contains("\"skipped\":true"));
 }
 
-TEST_CASE("ranks: a signal to any of them ends the run after a clean checkpoint", "[finetune]") {
+TEST_CASE("ranks: a signal that mpirun passes on ends the run after a clean checkpoint", "[finetune]") {
   require_mpirun();
   const UnevenRun run("steps: 2000\noptimizer: {lr: 0.02}\n");
   RankedRun ranked(run, "run", 2);
   for (int i = 0; i < 4000 && num_lines(run.folder / "run" / "metrics.jsonl") < 5; ++i)
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
-  ranked.mpirun.send(SIGTERM);  // which mpirun passes on to all
+  ranked.mpirun.send(SIGUSR1);  // which mpirun passes on to all
   const int code = ranked.mpirun.wait();
   INFO(ranked.mpirun.log());
-  REQUIRE(code != 0);
+  REQUIRE(code == 128 + SIGUSR1);
+  REQUIRE_THAT(ranked.mpirun.log(), Catch::Contains("interrupted after step"));
   const auto found = newest_checkpoint(run.folder / "run");
   REQUIRE(found.has_value());
-  REQUIRE_THAT(ranked.mpirun.log(), Catch::Contains("interrupted after step"));
+  REQUIRE(found->step < 2000);
 }
 
 TEST_CASE("ranks: a mistake in the recipe is one message and its exit code", "[finetune]") {
