@@ -155,7 +155,7 @@ class Run {
     }
     const bool has_begun = std::filesystem::exists(std::filesystem::path(recipe_.output_dir) / "environment.json");
     if (options_.resume) log_info(str(recipe_.output_dir, ": no checkpoint yet; the run starts from the beginning"));
-    return options_.resume && has_begun ? RunFolder::reopen(recipe_, -1) : RunFolder::create(recipe_);
+    return options_.resume && has_begun ? RunFolder::reopen(recipe_, -1) : RunFolder::create(recipe_, ranks_.count());
   }
 
   // What a line of metrics.jsonl means for the rest of the run.

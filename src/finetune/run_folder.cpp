@@ -32,12 +32,13 @@ Json data_hashes(const Recipe& recipe) {
   return data;
 }
 
-Json environment_json(const Recipe& recipe) {
+Json environment_json(const Recipe& recipe, std::int64_t num_processes) {
   return {{"dagmoe", version_text()},
           {"commit", commit_text()},
           {"libtorch", TORCH_VERSION},
           {"device", "cpu"},
           {"instruction_set", isa_name(best_isa())},
+          {"processes", num_processes},
           {"threads", at::get_num_threads()},
           {"data_sha256", data_hashes(recipe)}};
 }
@@ -146,7 +147,7 @@ RunFolder::RunFolder(fs::path folder, std::vector<Json> earlier_lines, TensorBoa
       experts_(open_for_appending(folder_ / kExperts)),
       events_(std::move(events)) {}
 
-RunFolder RunFolder::create(const Recipe& recipe) {
+RunFolder RunFolder::create(const Recipe& recipe, std::int64_t num_processes) {
   const fs::path folder = recipe.output_dir;
   if (fs::exists(folder / kMetrics) || fs::exists(folder / "final")) {
     throw ConfigError(str("output_dir: ", folder.string(),
@@ -156,7 +157,7 @@ RunFolder RunFolder::create(const Recipe& recipe) {
   fs::create_directories(folder, error);
   if (error) throw InputError(str(folder.string(), ": cannot be created: ", error.message()));
   write_file_atomically(folder / "recipe.yaml", to_yaml(recipe));
-  write_file_atomically(folder / "environment.json", environment_json(recipe).dump(2) + "\n");
+  write_file_atomically(folder / "environment.json", environment_json(recipe, num_processes).dump(2) + "\n");
   return RunFolder(folder, {}, TensorBoardWriter::create(folder));
 }
 
