@@ -67,8 +67,11 @@ void bind(Fields& fields, DataRecipe& config) {
                  {"metamath", RecordFormat::kMetaMath},
                  {"messages", RecordFormat::kMessages},
                  {"sharegpt", RecordFormat::kShareGpt},
-                 {"prompt_completion", RecordFormat::kPromptCompletion}});
+                 {"prompt_completion", RecordFormat::kPromptCompletion},
+                 {"text", RecordFormat::kText}});
   fields.optional("template", config.prompt_template);
+  if (config.format == RecordFormat::kText && config.prompt_template != "auto")
+    fields.issue("template", "means nothing for format text, which is learnt as it stands; leave it out");
   if (config.prompt_template != "auto" && !prompt_template_named(config.prompt_template)) {
     std::vector<std::string> known = prompt_template_names();
     known.emplace_back("auto");

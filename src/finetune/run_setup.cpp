@@ -307,7 +307,9 @@ std::vector<SourceConfig> data_sources(const Recipe& recipe, const std::vector<D
     SourceConfig source;
     source.path = from.path;
     source.format = from.format;
-    if (from.prompt_template == "auto") {
+    if (from.format == RecordFormat::kText) {
+      // No template, so that a model's own need not be known.
+    } else if (from.prompt_template == "auto") {
       source.chat = chat_format_of(recipe.model.path).value_or(chat_format(PromptTemplate::kAlpaca));
     } else {
       source.chat = chat_format(*prompt_template_named(from.prompt_template), recipe.model.path);

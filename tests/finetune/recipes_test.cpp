@@ -42,6 +42,11 @@ Json stand_in_record(RecordFormat format, int index) {
     }
     case RecordFormat::kPromptCompletion:
       return {{"prompt", question}, {"completion", answer}};
+    case RecordFormat::kText: {
+      std::string text = question;
+      for (int i = 0; i < 40 * index; ++i) text += "\n" + answer;  // the longer ones come in parts
+      return {{"text", text}, {"source", "made up"}};
+    }
   }
   throw std::runtime_error("no stand-in records of this format");
 }

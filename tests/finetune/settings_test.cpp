@@ -100,6 +100,8 @@ std::multimap<std::string, Case> cases(const TinyRun& run) {
       {"save_as", {kRefused, {"save_as=model", "lora.targets=[attention]"}}},
       {"data.train.path", {kMetrics, {"data.train.0.path=" + file("valid.jsonl")}}},
       {"data.train.format", {kRefused, {"data.train.0.format=messages"}}},
+      {"data.train.format", {kMetrics, {"data.train.0={path: " + file("texts.jsonl") + ", format: text}"}}},
+      {"data.train.template", {kRefused, {"data.train.0.template=chatml", "data.train.0.format=text"}}},
       {"data.train.template", {kMetrics, {"data.train.0.template=alpaca"}}},
       {"data.train.weight", {kRefused, {"data.train.0.weight=0.5"}}},
       {"data.valid.path", {kMetrics, {"data.valid.0.path=" + file("train.jsonl")}}},
@@ -267,6 +269,7 @@ struct SettingsRun : TinyRun {
     write_text(folder / "other_selection.json", R"({"experts": {"0": [3], "1": []}})");
     write_text(folder / "a.yaml",
                recipe_text(folder.path(), "steps: 4\nesft: {experts: " + (folder / "selection.json").string() + "}\n"));
+    write_text(folder / "texts.jsonl", "{\"text\": \"" + std::string(900, 'a') + "\"}\n{\"text\": \"abc\"}\n");
     write_text(folder / "bad.jsonl", "{broken\n" + read_text(folder / "train.jsonl"));
   }
 };
