@@ -1,7 +1,7 @@
 """Adapters that `dagmoe finetune` wrote, in peft: the same answers, and the same training. Development only; makes no
 file here.
 
-usage: check_adapters.py DAGMOE_PROGRAM SMOLLM2 DATA_DIR [--only TEXT] [--steps 30] [--questions 12]
+usage: check_adapters.py DAGMOE_PROGRAM SMOLLM2 DATA_DIR [--only TEXT] [--steps 30] [--questions 8]
 SMOLLM2 is the imported SmolLM2-135M-Instruct; DATA_DIR the shared data (alpaca/random_9k.json, arc/ARC-Easy-Dev.jsonl).
 --only leaves out the checks without TEXT in their names.
 
@@ -62,7 +62,7 @@ parser.add_argument("smollm2")
 parser.add_argument("data")
 parser.add_argument("--only", default="")
 parser.add_argument("--steps", type=int, default=30)
-parser.add_argument("--questions", type=int, default=12)
+parser.add_argument("--questions", type=int, default=8)
 args = parser.parse_args()
 logging.set_verbosity_error()
 logging.disable_progress_bar()
@@ -163,11 +163,11 @@ def has_merge():
     return "merge" in dagmoe("--help").split()
 
 
-def check_interchange(name, folder, lora, work):
+def check_interchange(name, folder, lora, without, work):
+    """`without`: the answers of the model without an adapter."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
     adapter = train(folder, os.path.join(work, name), lora)
     ours = our_answers(folder, adapter, os.path.join(work, name + "-with"))
-    without = our_answers(folder, None, os.path.join(work, name + "-without"))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model = PeftModel.from_pretrained(load(folder), adapter).eval()
@@ -204,10 +204,11 @@ def check_training(name, model, lora):
 with tempfile.TemporaryDirectory() as work:
     folders = {"smollm2": args.smollm2, "tiny_mixtral": make_tiny_mixtral(work)}
     for base, kinds in KINDS.items():
-        for kind, lora in kinds.items():
-            name = f"interchange-{base}-{kind}"
-            if args.only in name:
-                check_interchange(name, folders[base], lora, work)
+        wanted = {f"interchange-{base}-{kind}": lora for kind, lora in kinds.items()}
+        wanted = {name: lora for name, lora in wanted.items() if args.only in name}
+        without = our_answers(folders[base], None, os.path.join(work, base + "-without")) if wanted else []
+        for name, lora in wanted.items():
+            check_interchange(name, folders[base], lora, without, work)
     for base, lora in TRAINED.items():
         name = f"training-{base}"
         if args.only in name:
