@@ -63,9 +63,10 @@ Decoder adapted(const std::string& name, at::ScalarType dtype = at::kFloat) {
 
 /// An adapter that gets broken: change `config` and `tensors`, then save.
 struct EditableAdapter {
-  explicit EditableAdapter(const std::string& name) : base(base_of(name)) {
-    config = Json::parse(read_text(adapter_folder(name) / "adapter_config.json"));
-    const SafetensorsFile file = SafetensorsFile::open(adapter_folder(name) / "adapter_model.safetensors");
+  explicit EditableAdapter(const std::string& name) : EditableAdapter(adapter_folder(name), base_of(name).config()) {}
+  EditableAdapter(const std::filesystem::path& from, ModelConfig of_model) : model_config(std::move(of_model)) {
+    config = Json::parse(read_text(from / "adapter_config.json"));
+    const SafetensorsFile file = SafetensorsFile::open(from / "adapter_model.safetensors");
     for (const TensorInfo& info : file.tensors()) tensors[info.name] = golden_tensor(file, info.name);
   }
   const std::filesystem::path& save() const {
@@ -83,7 +84,7 @@ struct EditableAdapter {
   /// What reading says, without the folder's name; "" when it is content.
   std::string error() const {
     try {
-      read_adapter(save(), base.config());
+      read_adapter(save(), model_config);
     } catch (const InputError& error) {
       REQUIRE(error.exit_code() == ExitCode::kInput);
       return error.what();
@@ -91,7 +92,7 @@ struct EditableAdapter {
     return "";
   }
 
-  Checkpoint base;
+  ModelConfig model_config;
   Json config;
   Tensors tensors;
   TemporaryFolder folder;
@@ -157,7 +158,7 @@ TEST_CASE("adapter: the experts' factors in another order of rank and expert giv
         tensor = factor == "A" ? tensor.view({E, R, -1}).transpose(0, 1).reshape(tensor.sizes())
                                : tensor.view({-1, R, E}).transpose(1, 2).reshape(tensor.sizes());
       }
-      const at::Tensor logits = logits_of(adapted(adapter.base, adapter.save()));
+      const at::Tensor logits = logits_of(adapted(base_of(name), adapter.save()));
       REQUIRE((logits - golden_logits(name)).abs().max().item<double>() > 0.1);
     }
   }
@@ -285,8 +286,8 @@ TEST_CASE("adapter: the kinds of entries of adapter_config.json that peft needs 
   for (const char* key : {"peft_type", "r", "lora_alpha", "target_modules", "target_parameters"})
     config[key] = adapter.config[key];
   adapter.config = config;
-  require_close(logits_of(adapted(adapter.base, adapter.save())), golden_logits("mixtral-everything"), kLogitTolerance,
-                kFloatTolerance);
+  require_close(logits_of(adapted(base_of("mixtral-everything"), adapter.save())), golden_logits("mixtral-everything"),
+                kLogitTolerance, kFloatTolerance);
 }
 
 TEST_CASE("adapter: a single matrix of experts is known by its shape where target_parameters does not tell",
@@ -295,7 +296,7 @@ TEST_CASE("adapter: a single matrix of experts is known by its shape where targe
     INFO(name);
     EditableAdapter adapter(name);
     adapter.config["target_parameters"] = nullptr;
-    require_close(logits_of(adapted(adapter.base, adapter.save())), golden_logits(name), kLogitTolerance,
+    require_close(logits_of(adapted(base_of(name), adapter.save())), golden_logits(name), kLogitTolerance,
                   kFloatTolerance);
   }
 }
@@ -600,4 +601,39 @@ TEST_CASE("adapter: what is written has peft's names, and targets no more than w
   REQUIRE(second["target_parameters"] ==
           Json({"model.layers.1.mlp.experts.down_proj", "model.layers.1.mlp.experts.gate_up_proj",
                 "model.layers.1.mlp.gate.weight"}));
+}
+
+TEST_CASE("adapter: a DAG alone is a small folder that gives its base the trained logits bit for bit", "[checkpoint]") {
+  const Checkpoint base = base_of("mixtral-attention");
+  const DagConfig dag{.num_iterations = 2, .node_size = 4};
+  const auto is_dag = [](const std::string& name) { return name.find(".mlp.dag.") != std::string::npos; };
+  Decoder model = load_decoder(base, {.is_trainable = is_dag, .add_dag = dag, .seed = 3});
+  std::int64_t num_numbers = 0;
+  at::Generator generator = at::detail::createCPUGenerator(4);
+  for (const auto& [name, tensor] : model.parameters()) {
+    if (!is_dag(name)) continue;
+    const at::NoGradGuard no_grad;
+    tensor->normal_(0.0, 0.5, generator);
+    num_numbers += tensor->numel();
+  }
+  const at::Tensor logits = logits_of(model);
+  REQUIRE((logits - logits_of(load_decoder(base, {}))).abs().max().item<double>() > 0.1);
+  const TemporaryFolder folder;
+  save_adapter(folder.path(), model, {}, base);
+  const auto header =
+      std::filesystem::file_size(folder / "adapter_model.safetensors") - static_cast<std::uintmax_t>(4 * num_numbers);
+  REQUIRE(header < 8192);
+  REQUIRE(adapter_dag(folder.path()) == dag);
+  REQUIRE_FALSE(adapter_dag(adapter_folder("mixtral-attention")).has_value());
+
+  Decoder again = load_decoder(base, {.add_dag = *adapter_dag(folder.path()), .seed = 9});
+  const Adapter adapter = read_adapter(folder.path(), again.config);
+  REQUIRE(adapter.spec.parts.empty());
+  REQUIRE_NOTHROW(check_base(adapter, base));
+  attach_adapter(again, adapter);
+  require_equal(logits_of(again), logits);
+
+  EditableAdapter incomplete(folder.path(), again.config);
+  incomplete.tensors.erase(incomplete.tensors.begin());
+  require_error(incomplete, "tensors of the DAG it brings");
 }
