@@ -2,6 +2,7 @@
 #include <ATen/ATen.h>
 
 #include <algorithm>
+#include <array>
 #include <charconv>
 #include <cmath>
 #include <cstring>
@@ -19,7 +20,8 @@
 namespace dagmoe {
 namespace {
 
-constexpr std::string_view kExperts = ".mlp.experts";
+constexpr std::string_view kExperts = ".mlp.experts", kOldExperts = ".block_sparse_moe.experts.";
+constexpr std::int64_t kMaxRank = 65536;  // a recipe's
 
 // ---- adapter_config.json
 
@@ -72,79 +74,88 @@ bool is_set(const Json& json, const char* key) {
   return !value.empty();
 }
 
-std::vector<std::string> words(const Json& json, const char* key, const std::string& where,
-                               std::vector<std::string>& problems) {
+std::vector<std::string> words(const Json& json, const char* key, std::vector<std::string>& problems) {
   std::vector<std::string> result;
   if (!is_set(json, key)) return result;
-  for (const Json& entry : json[key]) {
-    if (entry.is_string()) {
-      result.push_back(entry.get<std::string>());
-    } else {
-      problems.push_back(str(where, ": '", key, "': expected a list of names"));
-    }
+  const Json& entries = json[key];
+  if (!entries.is_array() || !std::ranges::all_of(entries, [](const Json& entry) { return entry.is_string(); })) {
+    problems.push_back(str("'", key, "': expected a list of names"));
+    return result;
   }
+  for (const Json& entry : entries) result.push_back(entry.get<std::string>());
   return result;
 }
 
-std::vector<std::pair<std::string, double>> pattern_values(const Json& json, const char* key, const std::string& where,
+enum class PatternValue { kRank, kAlpha };
+std::vector<std::pair<std::string, double>> pattern_values(const Json& json, const char* key, PatternValue kind,
                                                            std::vector<std::string>& problems) {
   std::vector<std::pair<std::string, double>> result;
   if (!is_set(json, key)) return result;
+  if (!json[key].is_object()) {
+    problems.push_back(str("'", key, "': expected an object of patterns"));
+    return result;
+  }
   for (const auto& [pattern, value] : json[key].items()) {
-    if (value.is_number() && value.get<double>() > 0) {
-      result.emplace_back(pattern, value.get<double>());
-    } else {
-      problems.push_back(str(where, ": '", key, "': ", quoted_for_message(pattern), ": expected a number above 0"));
+    const double number = value.is_number() ? value.get<double>() : 0.0;
+    const bool is_rank = number >= 1 && number <= static_cast<double>(kMaxRank) && number == std::floor(number);
+    if (kind == PatternValue::kRank ? is_rank : number > 0) {
+      result.emplace_back(pattern, number);
+      continue;
     }
+    problems.push_back(str("'", key, "': ", quoted_for_message(pattern), ": found ", value.dump(), ", expected a ",
+                           kind == PatternValue::kRank ? str("whole number from 1 to ", kMaxRank) : "number above 0"));
   }
   return result;
 }
 
-void read_init(const Json& json, const std::string& where, PeftConfig& config, std::vector<std::string>& problems) {
+// Of the other ways to start, these leave the base weights as they are: what was trained is LoRA.
+constexpr std::array kPlainInits = {"gaussian", "orthogonal", "eva", "mica"};
+
+void read_init(const Json& json, PeftConfig& config, std::vector<std::string>& problems) {
   if (!json.contains("init_lora_weights") || !json["init_lora_weights"].is_string()) return;
   const auto init = json["init_lora_weights"].get<std::string>();
   if (init == "pissa") {
     config.init = LoraInit::kPissa;
-  } else if (init != "gaussian" && init != "orthogonal" && init != "eva") {
-    problems.push_back(str(where, ": init_lora_weights ", quoted_for_message(init),
+    if (config.use_dora) problems.emplace_back("use_dora with init_lora_weights \"pissa\" is not supported");
+  } else if (std::ranges::find(kPlainInits, init) == kPlainInits.end()) {
+    problems.push_back(str("init_lora_weights ", quoted_for_message(init),
                            " changes the base weights and is not supported; expected pissa, or an adapter saved with "
                            "peft's path_initial_model_for_weight_conversion"));
   }
 }
 
-std::vector<std::int64_t> integers(const Json& json, const char* key, const std::string& where,
-                                   std::vector<std::string>& problems) {
+std::vector<std::int64_t> integers(const Json& json, const char* key, std::vector<std::string>& problems) {
   std::vector<std::int64_t> result;
   const Json list = json.value(key, Json());
   for (const Json& entry : list) {
     if (entry.is_number_integer()) result.push_back(entry.get<std::int64_t>());
   }
   if (!list.is_array() || result.size() != list.size())
-    problems.push_back(str(where, ": '", key, "': expected a list of integers"));
+    problems.push_back(str("'", key, "': expected a list of integers"));
   return result;
 }
 
 // Of S'MoRE and SMoRA: save_adapter's keys.
 void read_mixture(const Json& json, const std::string& where, PeftConfig& config, std::vector<std::string>& problems) {
   config.alpha = json_number(json, "lora_alpha", where);
-  config.target_modules = words(json, "target_modules", where, problems);
-  config.alpha_pattern = pattern_values(json, "alpha_pattern", where, problems);
+  config.target_modules = words(json, "target_modules", problems);
+  config.alpha_pattern = pattern_values(json, "alpha_pattern", PatternValue::kAlpha, problems);
   if (config.peft_type == kSmoreType) {
     config.kind = AdapterKind::kSmore;
-    config.smore = {.num_experts = integers(json, "num_experts", where, problems),
-                    .num_active = integers(json, "num_active", where, problems),
-                    .ranks = integers(json, "ranks", where, problems),
+    config.smore = {.num_experts = integers(json, "num_experts", problems),
+                    .num_active = integers(json, "num_active", problems),
+                    .ranks = integers(json, "ranks", problems),
                     .alpha = config.alpha,
                     .router_dim = json_int(json, "router_dim", where),
                     .key_dim = json_int(json, "key_dim", where)};
     if (!problems.empty()) return;
-    for (const std::string& problem : problems_of(config.smore)) problems.push_back(str(where, ": ", problem));
+    for (const std::string& problem : problems_of(config.smore)) problems.push_back(problem);
   } else {
     config.kind = AdapterKind::kSmora;
     config.r = json_int(json, "r", where);
-    config.rank_pattern = pattern_values(json, "rank_pattern", where, problems);
+    config.rank_pattern = pattern_values(json, "rank_pattern", PatternValue::kRank, problems);
     config.smora = {.rank = config.r, .num_active = json_int(json, "num_active", where), .alpha = config.alpha};
-    for (const std::string& problem : problems_of(config.smora)) problems.push_back(str(where, ": ", problem));
+    for (const std::string& problem : problems_of(config.smora)) problems.push_back(problem);
   }
 }
 
@@ -167,32 +178,35 @@ PeftConfig read_peft_config(const std::filesystem::path& folder) {
   if (config.peft_type == kFullType) return config;
   if (is_mixture_type) {
     read_mixture(json, where, config, problems);
-    throw_problems(folder.string(), problems);
+    throw_problems(where, problems);
     return config;
   }
   config.r = json_int(json, "r", where);
   config.alpha = json_number(json, "lora_alpha", where);
-  if (config.r < 1) problems.push_back(str(where, ": 'r': found ", config.r, ", expected at least 1"));
+  if (config.r < 1 || config.r > kMaxRank)
+    problems.push_back(str("'r': found ", config.r, ", expected 1 to ", kMaxRank));
   config.use_rslora = is_set(json, "use_rslora");
   config.use_dora = is_set(json, "use_dora");
   if (config.use_dora) config.kind = AdapterKind::kDora;
-  read_init(json, where, config, problems);
+  read_init(json, config, problems);
   if (json.contains("target_modules") && json["target_modules"].is_string()) {
-    config.module_regex = json["target_modules"].get<std::string>();
+    const auto text = json["target_modules"].get<std::string>();
+    if (text != "all-linear") config.module_regex = text;
   } else {
-    config.target_modules = words(json, "target_modules", where, problems);
+    config.target_modules = words(json, "target_modules", problems);
   }
-  config.target_parameters = words(json, "target_parameters", where, problems);
-  config.rank_pattern = pattern_values(json, "rank_pattern", where, problems);
-  config.alpha_pattern = pattern_values(json, "alpha_pattern", where, problems);
+  config.target_parameters = words(json, "target_parameters", problems);
+  config.rank_pattern = pattern_values(json, "rank_pattern", PatternValue::kRank, problems);
+  config.alpha_pattern = pattern_values(json, "alpha_pattern", PatternValue::kAlpha, problems);
   for (const char* key : {"fan_in_fan_out", "lora_bias", "use_qalora", "alora_invocation_tokens", "layer_replication",
-                          "trainable_token_indices", "megatron_config", "arrow_config"}) {
-    if (is_set(json, key)) problems.push_back(str(where, ": '", key, "' is not supported"));
+                          "trainable_token_indices", "megatron_config", "arrow_config", "use_bdlora", "velora_config",
+                          "monteclora_config", "kasa_config"}) {
+    if (is_set(json, key)) problems.push_back(str("'", key, "' is not supported"));
   }
   if (json.contains("bias") && json["bias"].is_string() && json["bias"] != "none") {
-    problems.push_back(str(where, ": 'bias': found ", json["bias"].dump(), ", expected \"none\""));
+    problems.push_back(str("'bias': found ", json["bias"].dump(), ", expected \"none\""));
   }
-  throw_problems(folder.string(), problems);
+  throw_problems(where, problems);
   return config;
 }
 
@@ -229,8 +243,7 @@ class Reader {
     collect_keys();
     for (const auto& [module, tensors] : mixtures_) add_mixture(module, tensors);
     for (auto& [module, raw] : raw_) {
-      if (module.find(str(kExperts, ".")) != std::string::npos || module.ends_with(kExperts)) continue;
-      add_linear(module, raw);
+      if (!is_of_experts(module)) add_linear(module, raw);
     }
     add_experts();
     add_old_experts();
@@ -281,7 +294,11 @@ class Reader {
 
   void add_full_or_complain(const std::map<std::string, const DiskTensor*>& memory, std::string_view name,
                             const TensorInfo& info) {
-    const auto full = memory.find(std::string(name));
+    // Where lm_head is a target, peft saves its own weight too.
+    constexpr std::string_view kBaseWeight = ".base_layer.weight";
+    std::string full_name(name);
+    if (name.ends_with(kBaseWeight)) full_name = str(name.substr(0, name.size() - kBaseWeight.size()), ".weight");
+    const auto full = memory.find(full_name);
     if (full != memory.end()) {
       add_full(*full->second, info);
     } else {
@@ -313,6 +330,11 @@ class Reader {
     }
   }
 
+  static bool is_of_experts(const std::string& module) {
+    return module.ends_with(kExperts) || module.find(str(kExperts, ".")) != std::string::npos ||
+           module.find(kOldExperts) != std::string::npos;
+  }
+
   bool has_both(const std::string& module, const RawFactors& raw) {
     if (raw.a != nullptr && raw.b != nullptr) return true;
     problem(str("module '", module, "': tensor lora_", raw.a == nullptr ? "A" : "B", ".weight is missing"));
@@ -327,6 +349,8 @@ class Reader {
 
   void add_part(const AdapterTarget& target, std::int64_t rank, double alpha, const at::Tensor& a,
                 const at::Tensor& b) {
+    if (adapter_.factors.contains(target.module + ".lora_A.weight"))
+      return problem(str("module '", target.module, "' has more than one adapter in this file"));
     adapter_.spec.parts.push_back({target, rank, alpha});
     adapter_.factors[target.module + ".lora_A.weight"] = a.contiguous();
     adapter_.factors[target.module + ".lora_B.weight"] = b.contiguous();
@@ -338,7 +362,9 @@ class Reader {
     if (found != by_module_.end()) return found->second;
     std::vector<std::string> known;
     for (const auto& [name, target] : by_module_) known.push_back(name);
-    problem(str("module '", module, "' is no linear layer of this model", did_you_mean(module, known)));
+    const auto near = closest_names(module, known);  // the list of all layers would be no help
+    problem(str("module '", module, "' is no linear layer of this model",
+                near.empty() ? "" : str("; did you mean '", near.front(), "'?")));
     return nullptr;
   }
 
@@ -418,10 +444,15 @@ class Reader {
     }
   }
 
-  bool fits_matrix(const AdapterTarget& target, const RawFactors& raw) const {
-    const std::int64_t rows = config_.rank_of(target.module) * target.num_experts;
-    return raw.a != nullptr && raw.b != nullptr && raw.a->shape == std::vector<std::int64_t>{rows, target.I} &&
-           raw.b->shape == std::vector<std::int64_t>{target.O, rows};
+  struct MatrixShapes {
+    std::vector<std::int64_t> a, b;
+    bool fit(const RawFactors& raw) const { return raw.a->shape == a && raw.b->shape == b; }
+    std::string text() const { return str("(A ", shape_text(a), ", B ", shape_text(b), ")"); }
+  };
+  MatrixShapes matrix_shapes(const std::string& module) const {
+    const AdapterTarget& target = *by_module_.at(module);
+    const std::int64_t rows = config_.rank_of(module) * target.num_experts;
+    return {{rows, target.I}, {target.O, rows}};
   }
 
   std::optional<std::string> single_matrix(const std::string& module, const RawFactors& raw) {
@@ -439,13 +470,12 @@ class Reader {
     }
     if (named_gate_up) return gate_up;
     if (named_down) return down;
-    const bool fits_gate_up = fits_matrix(*by_module_.at(gate_up), raw),
-               fits_down = fits_matrix(*by_module_.at(down), raw);
-    if (fits_gate_up != fits_down) return fits_gate_up ? gate_up : down;
-    problem(str("module '", module, "': ",
-                fits_down ? "may be of gate_up_proj or of down_proj"
-                          : "fits neither "
-                            "gate_up_proj nor down_proj",
+    // No factors fit both: that would take I = D and 2 I = D.
+    const MatrixShapes of_gate_up = matrix_shapes(gate_up), of_down = matrix_shapes(down);
+    if (of_gate_up.fit(raw)) return gate_up;
+    if (of_down.fit(raw)) return down;
+    problem(str("module '", module, "': A ", shape_text(raw.a->shape), " and B ", shape_text(raw.b->shape),
+                " fit neither gate_up_proj ", of_gate_up.text(), " nor down_proj ", of_down.text(),
                 "; name it in target_parameters of ", kAdapterConfig));
     return std::nullopt;
   }
@@ -475,8 +505,8 @@ class Reader {
   void add_old_experts() {
     std::map<std::string, OldExperts> layers;  // by "model.layers.3.mlp.experts"
     for (const auto& [module, raw] : raw_) {
-      auto at = module.find(".block_sparse_moe.experts.");
-      std::string_view part = ".block_sparse_moe.experts.";
+      std::string_view part = kOldExperts;
+      auto at = module.find(part);
       if (at == std::string::npos) at = module.find(".mlp.experts."), part = ".mlp.experts.";
       if (at == std::string::npos || module.ends_with(".base_layer")) continue;
       const std::string_view rest = std::string_view(module).substr(at + part.size());
@@ -527,7 +557,7 @@ class Reader {
                 const std::vector<std::int64_t>& a_shape, const std::vector<std::int64_t>& b_shape, const at::Tensor& a,
                 const at::Tensor& b) {
     for (const auto& [expert, raw] : experts) {
-      if (expert >= E) {
+      if (expert < 0 || expert >= E) {
         problem(str("module '", module, ".", expert, "': the model has experts 0 to ", E - 1));
         continue;
       }
@@ -554,10 +584,15 @@ class Reader {
     for (const std::string& entry : config_.target_modules) {
       if (!any_module(entry)) problem(str("target_modules: '", entry, "' matches no tensor of the file"));
     }
+    const auto matches_regex = [this](const auto& item) {
+      return regex_matches_all(*config_.module_regex, item.first, config_.where);
+    };
+    if (config_.module_regex && std::ranges::none_of(raw_, matches_regex))
+      problem(str("target_modules: ", quoted_for_message(*config_.module_regex), " matches no tensor of the file"));
     for (const std::string& entry : config_.target_parameters) {
       const bool found = std::ranges::any_of(adapter_.spec.parts, [&](const AdapterPart& part) {
         const std::string module = module_on_disk(model_, part.target.module);
-        return module.ends_with(entry) || (module + ".weight").ends_with(entry);
+        return str(".", module).ends_with("." + entry) || str(".", module, ".weight").ends_with("." + entry);
       });
       if (!found && problems_.empty()) problem(str("target_parameters: '", entry, "' matches no tensor of the file"));
     }

@@ -77,8 +77,8 @@ class Writer {
       add(name + ".lora_A.weight", is_pissa() ? at::cat({a, adapter.initial_a_RI}) : a);
       add(name + ".lora_B.weight", is_pissa() ? at::cat({b, -adapter.initial_b_OR}, 1) : b);
       if (spec_.kind == AdapterKind::kDora) add(name + ".lora_magnitude_vector", adapter.magnitude_O);
-      (part.target.group == "router" ? target_parameters_ : target_modules_)
-          .insert(part.target.group == "router" ? "mlp.gate.weight" : target_name(part));
+      const bool is_router = part.target.group == "router";
+      (is_router ? target_parameters_ : target_modules_).insert(target_name(part.target));
       note_rank(part, name);
     }
   }
@@ -92,15 +92,21 @@ class Writer {
   }
 
   // The short name where it means exactly the targets, as users write it; else the whole one.
-  std::string target_name(const AdapterPart& part) const {
-    const std::string short_name = last_part(part.target.module);
-    for (const AdapterTarget& target : adapter_targets(parameter_shapes(model_.config))) {
-      const bool matches = target.num_experts == 0 && last_part(target.module) == short_name;
-      const bool chosen = std::ranges::any_of(
-          spec_.parts, [&](const AdapterPart& other) { return other.target.module == target.module; });
-      if (matches && !chosen) return module_on_disk(model_.config, part.target.module);
-    }
-    return short_name;
+  std::string target_name(const AdapterTarget& target) const {
+    const bool is_expert = target.num_experts > 0, is_router = target.group == "router";
+    const std::string end = last_part(target.module);
+    const bool is_everywhere =
+        std::ranges::all_of(adapter_targets(parameter_shapes(model_.config)), [&](const AdapterTarget& other) {
+          const bool ends_alike = (other.num_experts > 0) == is_expert && last_part(other.module) == end;
+          return !ends_alike || std::ranges::any_of(spec_.parts, [&other](const AdapterPart& part) {
+            return part.target.module == other.module;
+          });
+        });
+    const std::string name = !is_everywhere ? module_on_disk(model_.config, target.module)
+                             : is_expert    ? "mlp.experts." + end
+                             : is_router    ? "mlp." + end
+                                            : end;
+    return is_router ? name + ".weight" : name;
   }
 
   void add_experts(const AdapterPart& part, const at::Tensor& a_ERI, const at::Tensor& b_EOR,
@@ -113,15 +119,8 @@ class Writer {
     const std::int64_t E = a_ERI.size(0), R = a_ERI.size(1);
     add(name + ".lora_A.weight", a_ERI.detach().reshape({E * R, a_ERI.size(2)}));
     add(name + ".lora_B.weight", b_EOR.detach().permute({1, 2, 0}).reshape({b_EOR.size(1), R * E}));
-    target_parameters_.insert(is_everywhere(matrix) ? "mlp.experts." + matrix : module);
+    target_parameters_.insert(target_name(part.target));
     note_rank(part, module);
-  }
-
-  bool is_everywhere(const std::string& matrix) const {
-    return std::ranges::all_of(adapter_targets(parameter_shapes(model_.config)), [&](const AdapterTarget& target) {
-      return target.num_experts == 0 || last_part(target.module) != matrix ||
-             std::ranges::any_of(spec_.parts, [&](const auto& part) { return part.target.module == target.module; });
-    });
   }
 
   void note_rank(const AdapterPart& part, const std::string& name) {

@@ -6,10 +6,11 @@ MODEL is a model folder, or tiny_mixtral, tiny_olmoe or tiny_qwen3_moe: random w
 --tokenizer. DATA.json holds records as Alpaca has them; those without an answer are left out. Both programs train in
 fp32 on the same records in the order of the file: AdamW with weight decay, cosine schedule with warm-up, clipping, and
 the family's own balance loss where it has experts. The other program is a plain loop here: padded batches with an
-attention mask, transformers' model and balance loss, torch's clip_grad_norm_ and AdamW.
+attention mask, transformers' model and balance loss, torch's clip_grad_norm_ and AdamW. With --lora an adapter trains:
+in the loop it is peft's, with the factors that dagmoe begins with, which a step at a learning rate of 0 leaves in final/.
 
 Prints for each step both losses (and balance losses) and their relative differences, then per tensor ||a - b|| / ||b||
-of the final weights, experts one by one. The same of the updates (final minus initial weights) is stricter and is shown
+of the final weights (with --lora: of the merged ones), experts one by one. The same of the updates (final minus initial weights) is stricter and is shown
 but does not count. Exits 1 when a loss or a final weight differs by more than 1e-3, tokens, supervised tokens or
 learning rate of a step differ, or a weight changed that should not train.
 """
@@ -23,6 +24,7 @@ import sys
 import tempfile
 
 import torch
+from peft import PeftModel
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -76,6 +78,9 @@ parser.add_argument("steps", type=int)
 parser.add_argument("--tokenizer", help="folder with the tokenizer of a tiny model")
 parser.add_argument("--dag", type=int, metavar="NODE_SIZE", help="add a DAG first; the plain loop runs its export")
 parser.add_argument("--trainable", choices=("full", "dag"), default="full")
+parser.add_argument(
+    "--lora", type=json.loads, metavar="JSON", help="the recipe's section lora instead of --trainable; both merge at the end"
+)
 parser.add_argument("--sequences", type=int, default=8, help="records a step")
 parser.add_argument("--max-seq-len", type=int, default=256)
 parser.add_argument("--micro-batch-tokens", type=int, help="of dagmoe; default: the whole step at once")
@@ -156,14 +161,14 @@ def make_model(work):
     return folder
 
 
-def start_dagmoe(folder, data, run, balance_coef):
+def start_dagmoe(folder, data, run, balance_coef, *overrides):
     """The training process; it writes the run folder `run`."""
     recipe = {
         "version": 1,
         "output_dir": run,
         "dtype": "float32",
         "model": {"path": folder},
-        "trainable": [args.trainable],
+        **({"lora": args.lora} if args.lora else {"trainable": [args.trainable]}),
         "data": {
             "train": [{"path": data, "format": "alpaca", "template": "alpaca"}],
             "max_seq_len": args.max_seq_len,
@@ -183,7 +188,7 @@ def start_dagmoe(folder, data, run, balance_coef):
     with open(path, "w") as file:
         json.dump(recipe, file)  # JSON is YAML
     with open(run + ".log", "w") as log:
-        return subprocess.Popen([args.program, "finetune", path], stdout=log, stderr=subprocess.STDOUT)
+        return subprocess.Popen([args.program, "finetune", path, *overrides], stdout=log, stderr=subprocess.STDOUT)
 
 
 def finish_dagmoe(process, run):
@@ -194,6 +199,22 @@ def finish_dagmoe(process, run):
     with open(os.path.join(run, "metrics.jsonl")) as file:
         lines = [json.loads(line) for line in file]
     return [line for line in lines if "loss" in line]
+
+
+def with_first_adapter(model, folder, data, work, balance_coef):
+    """The model with peft's adapter, to be trained from dagmoe's first factors."""
+    run = os.path.join(work, "first")
+    still = ("steps=1", "optimizer.lr=0", "schedule.warmup_steps=0")
+    finish_dagmoe(start_dagmoe(folder, data, run, balance_coef, *still), run)
+    return PeftModel.from_pretrained(model, os.path.join(run, "final"), is_trainable=True)
+
+
+def final_tensors(folder, run, work):
+    """Of what dagmoe trained; an adapter is merged by peft."""
+    final = os.path.join(run, "final")
+    if not args.lora:
+        return tensors_of(load(final, work))
+    return tensors_of(PeftModel.from_pretrained(load(folder, work), final).merge_and_unload())
 
 
 def batches(records, tokenizer):
@@ -226,7 +247,8 @@ def lr_at(step):
 
 def plain_loop(model, records, tokenizer, balance_coef):
     """Trains the model; returns what metrics.jsonl would say of each step."""
-    trained = [(n, p) for n, p in model.named_parameters() if args.trainable == "full" or ".dag." in n]
+    part = "lora_" if args.lora else "" if args.trainable == "full" else ".dag."
+    trained = [(n, p) for n, p in model.named_parameters() if part in n]
     model.requires_grad_(False)
     for _, parameter in trained:
         parameter.requires_grad_(True)
@@ -340,13 +362,18 @@ with tempfile.TemporaryDirectory() as work:
     run = os.path.join(work, "run")
     process = start_dagmoe(folder, data, run, balance_coef)  # beside the plain loop
     try:
+        if args.lora:
+            model = with_first_adapter(model, folder, data, work, balance_coef)
         theirs, trained = plain_loop(model, records, tokenizer, balance_coef)
-        their_tensors = tensors_of(model)
+        their_tensors = tensors_of(model.merge_and_unload() if args.lora else model)
         del model
         ours = finish_dagmoe(process, run)
     finally:
         process.kill()
-    our_tensors = tensors_of(load(os.path.join(run, "final"), work))
+    our_tensors = final_tensors(folder, run, work)
+    if args.lora:
+        changed = (name for name, value in their_tensors.items() if not torch.equal(value, initial[name]))
+        trained = {name.split("[")[0] for name in changed}
     compare_steps(ours, theirs, ["loss", "aux_loss"] if balance_coef > 0 else ["loss"])
     compare_weights(our_tensors, their_tensors, initial, trained)
 sys.exit(bool(failures))
