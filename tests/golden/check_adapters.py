@@ -34,6 +34,10 @@ from transformers import (
     LlamaForCausalLM,
     MixtralConfig,
     MixtralForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
 )
 from transformers.utils import logging
 
@@ -67,6 +71,11 @@ KINDS = {
         "one_layer": {"targets": ["model.layers.1.*"], "rank": 3, "rslora": True},
         "patterns": {"targets": ["experts", "router"], "patterns": [{"target": "down_proj", "rank": 2, "alpha": 3}]},
         "rslora": {"targets": ["experts"], "rank": 3, "rslora": True},
+    },
+    "tiny_olmoe": {"experts_router_attention": {"targets": ["attention", "router", "experts"], "rank": 3}},
+    "tiny_qwen3_moe": {
+        "experts_router_attention": {"targets": ["attention", "router", "experts"], "rank": 3},
+        "router": {"targets": ["router"], "rank": 3, "alpha": 64},
     },
 }
 TRAINED = {  # a learning rate that moves the loss in 30 steps, and the section lora
@@ -224,6 +233,19 @@ with tempfile.TemporaryDirectory() as work:
         "tiny_llama": make_tiny(work, "tiny_llama", LlamaForCausalLM, LlamaConfig),
         "tiny_mixtral": make_tiny(
             work, "tiny_mixtral", MixtralForCausalLM, MixtralConfig, num_local_experts=8, num_experts_per_tok=2
+        ),
+        "tiny_olmoe": make_tiny(
+            work, "tiny_olmoe", OlmoeForCausalLM, OlmoeConfig, num_experts=8, num_experts_per_tok=2
+        ),
+        "tiny_qwen3_moe": make_tiny(
+            work,
+            "tiny_qwen3_moe",
+            Qwen3MoeForCausalLM,
+            Qwen3MoeConfig,
+            num_experts=8,
+            num_experts_per_tok=2,
+            moe_intermediate_size=96,
+            head_dim=16,
         ),
     }
     for base, kinds in KINDS.items():
