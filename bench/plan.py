@@ -29,6 +29,11 @@ RECIPES = {
     "router": ("moe", ["trainable=[router]", "router_aux_loss_coef=0.01", "router_z_loss_coef=0.001"]),
     "attention": ("moe", ["trainable=[attention]"]),
     "experts_last_10": ("moe", ["trainable=[{group: experts, layers: [20..29]}]"]),
+    "lora": ("dense", ["trainable=[]", "lora.targets=[attention, mlp]"]),
+    "lora_float32": ("dense", ["trainable=[]", "lora.targets=[attention, mlp]", "dtype=float32", "batch.micro_batch_tokens=512"]),
+    "dora": ("dense", ["trainable=[]", "lora.targets=[attention, mlp]", "lora.kind=dora"]),
+    "lora_experts": ("moe", ["trainable=[]", "lora.targets=[experts]"]),
+    "lora_all": ("moe", ["trainable=[dag]", "lora.targets=[attention, router, experts]"]),
     "full_moe": ("moe", ["trainable=[full]"]),
     "full_moe_recompute": ("moe", ["trainable=[full]", "recompute=true"]),
 }

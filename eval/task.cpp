@@ -90,6 +90,8 @@ void bind_valid_loss(ConfigReader& fields, TaskConfig& task) {
   } else {
     fields.issue("format", str("unknown format '", format, "'", did_you_mean(format, record_format_names())));
   }
+  if (task.record_format == RecordFormat::kText && fields.has("template"))
+    fields.issue("template", "means nothing for format text, which is scored as it stands; leave it out");
   if (const auto known = prompt_template_named(prompt_template)) {
     task.prompt_template = *known;
   } else {

@@ -104,7 +104,7 @@ std::vector<Problem> parse_number(const YamlNode& node, T& value, const Range<T>
   return {{"", node.place, str("found ", node.text, ", expected ", expected)}};
 }
 
-std::vector<Problem> parse_value(const YamlNode& node, std::int64_t& value, const Range<std::int64_t>& range) {
+std::vector<Problem> parse_value(const YamlNode& node, std::int64_t& value, const Range<std::int64_t>& range = {}) {
   if (!is_integer_text(node.text)) return wrong_type(node, "an integer");
   if (node.quoted) return wrong_type(node, "an integer", kRemoveQuotes);
   return parse_number(node, value, range);
@@ -153,6 +153,11 @@ std::vector<Problem> parse_value(const YamlNode& node, std::vector<std::string>&
 
 std::vector<Problem> parse_value(const YamlNode& node, std::vector<double>& value) {
   if (node.kind != Kind::kList) return wrong_type(node, "a list of numbers");
+  return parse_items(node, value);
+}
+
+std::vector<Problem> parse_value(const YamlNode& node, std::vector<std::int64_t>& value) {
+  if (node.kind != Kind::kList) return wrong_type(node, "a list of integers");
   return parse_items(node, value);
 }
 
@@ -361,6 +366,9 @@ void ConfigReader::optional(std::string_view key, std::vector<std::string>& valu
   read(key, Presence::kOptional, value);
 }
 void ConfigReader::optional(std::string_view key, std::vector<double>& value) { read(key, Presence::kOptional, value); }
+void ConfigReader::optional(std::string_view key, std::vector<std::int64_t>& value) {
+  read(key, Presence::kOptional, value);
+}
 
 bool ConfigReader::has(std::string_view key) const {
   const Located located = locate(*node_, key);
@@ -504,6 +512,8 @@ std::string scalar_text(double value) {
   return text;
 }
 
+std::string scalar_text(std::int64_t value) { return number_text(value); }
+
 template <class T>
 std::string list_text(const std::vector<T>& values) {
   std::vector<std::string> items;
@@ -561,6 +571,9 @@ void ConfigWriter::write(std::string_view key, const std::vector<std::string>& v
   impl_->line(key, list_text(value));
 }
 void ConfigWriter::write(std::string_view key, const std::vector<double>& value) { impl_->line(key, list_text(value)); }
+void ConfigWriter::write(std::string_view key, const std::vector<std::int64_t>& value) {
+  impl_->line(key, list_text(value));
+}
 
 void ConfigWriter::begin_section(std::string_view key) {
   impl_->line(key, "");

@@ -61,6 +61,7 @@ class ConfigReader {
   void optional(std::string_view key, std::string& value);
   void optional(std::string_view key, std::vector<std::string>& value);
   void optional(std::string_view key, std::vector<double>& value);
+  void optional(std::string_view key, std::vector<std::int64_t>& value);
   /// A key that may be absent altogether; `null` reads as absent.
   template <class T>
   void optional(std::string_view key, std::optional<T>& value, Range<T> range = {}) {
@@ -192,6 +193,7 @@ class ConfigWriter {
   void write(std::string_view key, const std::string& value);
   void write(std::string_view key, const std::vector<std::string>& value);
   void write(std::string_view key, const std::vector<double>& value);
+  void write(std::string_view key, const std::vector<std::int64_t>& value);
   void begin_section(std::string_view key);
   void end_section();
   void begin_list(std::string_view key);

@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdio>
 #include <string>
 
@@ -11,7 +12,10 @@ namespace {
 // A progress bar may stand on the terminal's current line; going back to its start and erasing it keeps the two apart.
 constexpr std::string_view kEraseLine = "\r\x1b[K";
 
+std::atomic<bool> is_silent{false};
+
 void write_line(std::string_view prefix, std::string_view line) {
+  if (is_silent) return;
   std::string text;
   if (stderr_is_terminal()) text += kEraseLine;
   text += prefix;
@@ -26,6 +30,8 @@ void write_line(std::string_view prefix, std::string_view line) {
 void log_info(std::string_view line) { write_line("", line); }
 
 void log_warning(std::string_view line) { write_line("warning: ", line); }
+
+void silence_log() { is_silent = true; }
 
 bool stderr_is_terminal() { return ::isatty(STDERR_FILENO) == 1; }
 

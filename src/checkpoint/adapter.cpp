@@ -1,6 +1,7 @@
 #include "checkpoint/adapter.h"
 
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 
 #include <algorithm>
 
@@ -33,6 +34,35 @@ std::map<std::string, Linear*> linears_by_name(Decoder& model) {
 }
 
 std::string key(const AdapterPart& part, const char* tensor) { return part.target.module + tensor; }
+
+// `tensors` in the order of mixture_shapes.
+MixtureAdapter make_mixture(const AdapterSpec& spec, const AdapterPart& part, const std::vector<at::Tensor>& tensors) {
+  const std::uint64_t id = hash_of(part.target.module);
+  if (spec.kind == AdapterKind::kSmore) return {make_smore(spec.smore_of(part), tensors), id};
+  return {make_smora(spec.smora_of(part), tensors), id};
+}
+
+MixtureAdapter read_mixture(const Adapter& adapter, const AdapterPart& part) {
+  std::vector<at::Tensor> tensors;
+  for (const auto& [name, shape] : adapter.spec.mixture_shapes(part))
+    tensors.push_back(adapter.factors.at(part.target.module + "." + name));
+  return make_mixture(adapter.spec, part, tensors);
+}
+
+MixtureAdapter new_mixture(const AdapterSpec& spec, const AdapterPart& part, std::uint64_t seed) {
+  std::vector<at::Tensor> tensors;
+  for (const auto& [name, shape] : spec.mixture_shapes(part)) tensors.push_back(at::empty(shape, at::kFloat));
+  MixtureAdapter mixture = make_mixture(spec, part, tensors);
+  at::Generator generator = at::detail::createCPUGenerator(seed);
+  if (const auto* smore = std::get_if<Smore>(&mixture.tensors)) {
+    initialize_smore(*smore, generator);
+  } else {
+    initialize_smora(std::get<Smora>(mixture.tensors), generator);
+  }
+  for (const AdapterTensor& part_tensor : adapter_tensors(mixture))
+    part_tensor.tensor->set_requires_grad(!part_tensor.is_buffer);
+  return mixture;
+}
 
 }  // namespace
 
@@ -94,6 +124,10 @@ void attach_adapter(Decoder& model, const Adapter& adapter) {
     return adapter.factors.at(key(part, tensor));
   };
   for (const AdapterPart& part : adapter.spec.parts) {
+    if (is_mixture(adapter.spec.kind)) {
+      linears.at(part.target.module)->mixtures.push_back(read_mixture(adapter, part));
+      continue;
+    }
     const at::Tensor a = factor(part, ".lora_A.weight"), b = factor(part, ".lora_B.weight");
     const double scale = adapter.spec.scale_of(part);
     if (part.target.num_experts > 0) {
@@ -117,6 +151,10 @@ void attach_new_adapter(Decoder& model, const AdapterSpec& spec, std::uint64_t s
   for (const AdapterPart& part : spec.parts) {
     const AdapterTarget& target = part.target;
     const std::uint64_t own_seed = seed ^ hash_of(target.module);
+    if (is_mixture(spec.kind)) {
+      linears.at(target.module)->mixtures.push_back(new_mixture(spec, part, own_seed));
+      continue;
+    }
     const double scale = spec.scale_of(part);
     if (target.num_experts > 0) {
       const LoraFactors start = initial_expert_factors(target.num_experts, part.rank, target.I, target.O, own_seed);
@@ -138,6 +176,12 @@ void attach_new_adapter(Decoder& model, const AdapterSpec& spec, std::uint64_t s
 
 std::vector<std::string> fold_adapters(Decoder& model) {
   const at::NoGradGuard no_grad;
+  for (const auto& [name, linear] : model.linears()) {
+    if (linear->mixtures.empty()) continue;
+    throw InputError(str(name,
+                         ": carries a S'MoRE or SMoRA adapter, whose change depends on the input: no weights are "
+                         "equal to it, and it cannot be merged; keep the adapter beside its base (--adapter)"));
+  }
   std::vector<std::string> changed;
   const auto replace = [&changed](const std::string& name, at::Tensor& weight, const at::Tensor& value) {
     weight = value.clone().set_requires_grad(true);

@@ -25,7 +25,7 @@ struct AdapterBase {
 struct Adapter {
   std::filesystem::path folder;
   AdapterSpec spec;
-  std::map<std::string, at::Tensor> factors;  ///< float, by the names of spec.parameters()
+  std::map<std::string, at::Tensor> factors;  ///< float, by the names of spec.parameters() and spec.buffers()
   /// Parameters that were trained in full, float, by our names (peft's modules_to_save): those of the DAG among them.
   std::map<std::string, at::Tensor> full;
   std::optional<DagConfig> dag;  ///< of the model it was trained in, when it has the DAG's weights
@@ -61,7 +61,8 @@ void attach_new_adapter(Decoder& model, const AdapterSpec& spec, std::uint64_t s
 void save_adapter(const std::filesystem::path& folder, Decoder& model, const AdapterSpec& spec, const Checkpoint& base);
 
 /// Replaces every weight that attached adapters change by its changed form and removes the adapters. Returns the names
-/// of the changed parameters; they require grad afterwards, which is what save_model writes anew.
+/// of the changed parameters; they require grad afterwards, which is what save_model writes anew. Throws InputError for
+/// S'MoRE and SMoRA, which no weights are equal to.
 std::vector<std::string> fold_adapters(Decoder& model);
 
 }  // namespace dagmoe

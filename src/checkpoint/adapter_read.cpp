@@ -32,6 +32,9 @@ struct PeftConfig {
   std::int64_t r = 8;
   double alpha = 8.0;
   bool use_rslora = false, use_dora = false;
+  AdapterKind kind = AdapterKind::kLora;  // of peft_type and use_dora
+  SmoreConfig smore;
+  SmoraConfig smora;
   LoraInit init = LoraInit::kDefault;
   std::optional<std::string> module_regex;
   std::vector<std::string> target_modules, target_parameters;
@@ -121,6 +124,41 @@ void read_init(const Json& json, PeftConfig& config, std::vector<std::string>& p
   }
 }
 
+std::vector<std::int64_t> integers(const Json& json, const char* key, std::vector<std::string>& problems) {
+  std::vector<std::int64_t> result;
+  const Json list = json.value(key, Json());
+  for (const Json& entry : list) {
+    if (entry.is_number_integer()) result.push_back(entry.get<std::int64_t>());
+  }
+  if (!list.is_array() || result.size() != list.size())
+    problems.push_back(str("'", key, "': expected a list of integers"));
+  return result;
+}
+
+// Of S'MoRE and SMoRA: save_adapter's keys.
+void read_mixture(const Json& json, const std::string& where, PeftConfig& config, std::vector<std::string>& problems) {
+  config.alpha = json_number(json, "lora_alpha", where);
+  config.target_modules = words(json, "target_modules", problems);
+  config.alpha_pattern = pattern_values(json, "alpha_pattern", PatternValue::kAlpha, problems);
+  if (config.peft_type == kSmoreType) {
+    config.kind = AdapterKind::kSmore;
+    config.smore = {.num_experts = integers(json, "num_experts", problems),
+                    .num_active = integers(json, "num_active", problems),
+                    .ranks = integers(json, "ranks", problems),
+                    .alpha = config.alpha,
+                    .router_dim = json_int(json, "router_dim", where),
+                    .key_dim = json_int(json, "key_dim", where)};
+    if (!problems.empty()) return;
+    for (const std::string& problem : problems_of(config.smore)) problems.push_back(problem);
+  } else {
+    config.kind = AdapterKind::kSmora;
+    config.r = json_int(json, "r", where);
+    config.rank_pattern = pattern_values(json, "rank_pattern", PatternValue::kRank, problems);
+    config.smora = {.rank = config.r, .num_active = json_int(json, "num_active", where), .alpha = config.alpha};
+    for (const std::string& problem : problems_of(config.smora)) problems.push_back(problem);
+  }
+}
+
 PeftConfig read_peft_config(const std::filesystem::path& folder) {
   const std::filesystem::path path = folder / kAdapterConfig;
   const Json json = read_json_file(path);
@@ -130,18 +168,26 @@ PeftConfig read_peft_config(const std::filesystem::path& folder) {
   const std::string& where = config.where;
   if (!json.is_object()) throw InputError(str(where, ": expected an object"));
   config.peft_type = json_string(json, "peft_type", where);
-  if (config.peft_type != kPeftType && config.peft_type != kFullType) {
+  const bool is_mixture_type = config.peft_type == kSmoreType || config.peft_type == kSmoraType;
+  if (config.peft_type != kPeftType && config.peft_type != kFullType && !is_mixture_type) {
     throw InputError(str(where, ": peft_type: found ", quoted_for_message(config.peft_type), ", expected ", kPeftType,
-                         " (or ", kFullType, ", which dagmoe writes); other kinds of adapters are not supported"));
+                         " (or ", kFullType, ", ", kSmoreType, " or ", kSmoraType,
+                         ", which dagmoe writes); other kinds of adapters are not supported"));
   }
   if (json.contains("dagmoe")) config.own = json["dagmoe"];
   if (config.peft_type == kFullType) return config;
+  if (is_mixture_type) {
+    read_mixture(json, where, config, problems);
+    throw_problems(where, problems);
+    return config;
+  }
   config.r = json_int(json, "r", where);
   config.alpha = json_number(json, "lora_alpha", where);
   if (config.r < 1 || config.r > kMaxRank)
     problems.push_back(str("'r': found ", config.r, ", expected 1 to ", kMaxRank));
   config.use_rslora = is_set(json, "use_rslora");
   config.use_dora = is_set(json, "use_dora");
+  if (config.use_dora) config.kind = AdapterKind::kDora;
   read_init(json, config, problems);
   if (json.contains("target_modules") && json["target_modules"].is_string()) {
     const auto text = json["target_modules"].get<std::string>();
@@ -191,7 +237,11 @@ class Reader {
   }
 
   Adapter read() {
+    adapter_.spec.kind = config_.kind;
+    adapter_.spec.smore = config_.smore;
+    adapter_.spec.smora = config_.smora;
     collect_keys();
+    for (const auto& [module, tensors] : mixtures_) add_mixture(module, tensors);
     for (auto& [module, raw] : raw_) {
       if (!is_of_experts(module)) add_linear(module, raw);
     }
@@ -199,7 +249,6 @@ class Reader {
     add_old_experts();
     check_targets();
     throw_problems(where_, problems_);
-    adapter_.spec.kind = config_.use_dora ? AdapterKind::kDora : AdapterKind::kLora;
     adapter_.spec.use_rslora = config_.use_rslora;
     adapter_.spec.init = config_.init;
     read_own();
@@ -227,21 +276,35 @@ class Reader {
         continue;
       }
       name.remove_prefix(std::string_view(kKeyPrefix).size());
+      const auto mixture = name.find(config_.kind == AdapterKind::kSmore ? ".smore_" : ".smora_");
+      if (is_mixture(config_.kind) && mixture != std::string_view::npos) {
+        mixtures_[std::string(name.substr(0, mixture))][std::string(name.substr(mixture + 1))] = &info;
+        continue;
+      }
+      if (is_mixture(config_.kind)) {
+        add_full_or_complain(memory, name, info);
+        continue;
+      }
       if (take(name, ".lora_A.weight", &RawFactors::a, info) || take(name, ".lora_B.weight", &RawFactors::b, info) ||
           take(name, ".lora_magnitude_vector", &RawFactors::magnitude, info))
         continue;
-      // Where lm_head is a target, peft saves its own weight too.
-      constexpr std::string_view kBaseWeight = ".base_layer.weight";
-      std::string full_name(name);
-      if (name.ends_with(kBaseWeight)) full_name = str(name.substr(0, name.size() - kBaseWeight.size()), ".weight");
-      const auto full = memory.find(full_name);
-      if (full != memory.end()) {
-        add_full(*full->second, info);
-      } else {
-        problem(str("tensor ", quoted_for_message(info.name), " is not expected",
-                    name.find("lora_embedding") != std::string_view::npos ? "; adapters of embeddings are not supported"
-                                                                          : ": the model has no such part"));
-      }
+      add_full_or_complain(memory, name, info);
+    }
+  }
+
+  void add_full_or_complain(const std::map<std::string, const DiskTensor*>& memory, std::string_view name,
+                            const TensorInfo& info) {
+    // Where lm_head is a target, peft saves its own weight too.
+    constexpr std::string_view kBaseWeight = ".base_layer.weight";
+    std::string full_name(name);
+    if (name.ends_with(kBaseWeight)) full_name = str(name.substr(0, name.size() - kBaseWeight.size()), ".weight");
+    const auto full = memory.find(full_name);
+    if (full != memory.end()) {
+      add_full(*full->second, info);
+    } else {
+      problem(str("tensor ", quoted_for_message(info.name), " is not expected",
+                  name.find("lora_embedding") != std::string_view::npos ? "; adapters of embeddings are not supported"
+                                                                        : ": the model has no such part"));
     }
   }
 
@@ -293,20 +356,25 @@ class Reader {
     adapter_.factors[target.module + ".lora_B.weight"] = b.contiguous();
   }
 
+  // Null and a problem when the model has none of this name.
+  const AdapterTarget* find_linear(const std::string& module) {
+    const auto found = by_module_.find(module);
+    if (found != by_module_.end()) return found->second;
+    std::vector<std::string> known;
+    for (const auto& [name, target] : by_module_) known.push_back(name);
+    const auto near = closest_names(module, known);  // the list of all layers would be no help
+    problem(str("module '", module, "' is no linear layer of this model",
+                near.empty() ? "" : str("; did you mean '", near.front(), "'?")));
+    return nullptr;
+  }
+
   void add_linear(const std::string& raw_module, const RawFactors& raw) {
     std::string module = raw_module;
     if (module.ends_with(".block_sparse_moe.gate"))
       module = module.substr(0, module.size() - std::string_view("block_sparse_moe.gate").size()) + "mlp.gate";
-    const auto found = by_module_.find(module);
-    if (found == by_module_.end()) {
-      std::vector<std::string> known;
-      for (const auto& [name, target] : by_module_) known.push_back(name);
-      const auto near = closest_names(module, known);
-      problem(str("module '", raw_module, "' is no linear layer of this model",
-                  near.empty() ? "" : str("; did you mean '", near.front(), "'?")));
-      return;
-    }
-    const AdapterTarget& target = *found->second;
+    const AdapterTarget* found = find_linear(module);
+    if (found == nullptr) return;
+    const AdapterTarget& target = *found;
     if (!has_both(module, raw)) return;
     const std::int64_t rank = config_.rank_of(module);
     bool fits = has_shape(*raw.a, {rank, target.I});
@@ -322,6 +390,39 @@ class Reader {
     add_part(target, rank, config_.alpha_of(module), read_float(file_, *raw.a), read_float(file_, *raw.b));
     if (config_.use_dora)
       adapter_.factors[target.module + ".lora_magnitude_vector"] = read_float(file_, *raw.magnitude);
+  }
+
+  using Tensors = std::map<std::string, const TensorInfo*>;  // of a module, by the name below it
+
+  void add_mixture(const std::string& module, const Tensors& tensors) {
+    const AdapterTarget* target = find_linear(module);
+    if (target == nullptr) return;
+    if (target->num_experts > 0 || target->group == "router" || target->group == "lm_head")
+      return problem(str("module '", module, "': ", config_.peft_type, " is not possible for '", target->group, "'"));
+    const AdapterPart part{*target, config_.kind == AdapterKind::kSmora ? config_.rank_of(module) : 0,
+                           config_.alpha_of(module)};
+    const std::size_t before = problems_.size();
+    if (config_.kind == AdapterKind::kSmora) {
+      for (const std::string& text : problems_of(adapter_.spec.smora_of(part)))
+        problem(str("module '", module, "': ", text));
+    }
+    const NamedShapes shapes = adapter_.spec.mixture_shapes(part);
+    std::map<std::string, at::Tensor> values;
+    for (const auto& [name, shape] : shapes) {
+      const auto found = tensors.find(name);
+      if (found == tensors.end()) {
+        problem(str("module '", module, "': tensor ", name, " is missing"));
+      } else if (has_shape(*found->second, shape)) {
+        values[target->module + "." + name] = read_float(file_, *found->second);
+      }
+    }
+    for (const auto& [name, info] : tensors) {
+      if (std::ranges::find(shapes, name, &NamedShape::first) == shapes.end())
+        problem(str("tensor '", info->name, "' is not expected: no such part in this adapter"));
+    }
+    if (problems_.size() != before) return;
+    adapter_.spec.parts.push_back(part);
+    adapter_.factors.merge(values);
   }
 
   // Fused experts: gate_up is the inner wrapper where both are there; alone, either is called "mlp.experts".
@@ -475,8 +576,10 @@ class Reader {
   // Every entry of the target lists must have an effect: peft itself is silent, or only warns.
   void check_targets() {
     const auto any_module = [this](const std::string& entry) {
-      return std::ranges::any_of(
-          raw_, [&entry](const auto& item) { return item.first == entry || item.first.ends_with("." + entry); });
+      const auto matches = [&entry](const auto& item) {
+        return item.first == entry || item.first.ends_with("." + entry);
+      };
+      return std::ranges::any_of(raw_, matches) || std::ranges::any_of(mixtures_, matches);
     };
     for (const std::string& entry : config_.target_modules) {
       if (!any_module(entry)) problem(str("target_modules: '", entry, "' matches no tensor of the file"));
@@ -493,7 +596,7 @@ class Reader {
       });
       if (!found && problems_.empty()) problem(str("target_parameters: '", entry, "' matches no tensor of the file"));
     }
-    if (config_.peft_type == kPeftType && adapter_.spec.parts.empty() && problems_.empty())
+    if (config_.peft_type != kFullType && adapter_.spec.parts.empty() && problems_.empty())
       problem("holds no adapter of a linear layer or of experts");
   }
 
@@ -527,6 +630,7 @@ class Reader {
   std::vector<AdapterTarget> targets_;
   std::map<std::string, const AdapterTarget*> by_module_;  // by transformers' name
   std::map<std::string, RawFactors> raw_;                  // by the module's name in the file
+  std::map<std::string, Tensors> mixtures_;                // likewise
   Adapter adapter_;
   std::vector<std::string> problems_;
 };

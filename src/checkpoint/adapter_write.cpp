@@ -57,10 +57,15 @@ class Writer {
     for (const AdapterPart& part : spec_.parts) modules.insert(part.target.module);
     std::map<std::string, at::Tensor> values;
     for (const auto& [name, tensor] : model_.adapter_parameters()) values[name] = *tensor;
+    for (const auto& [name, tensor] : model_.adapter_buffers()) values[name] = *tensor;
     std::map<std::string, const Linear*> linears;
     for (const auto& [name, linear] : model_.linears()) linears[name] = linear;
     for (const AdapterPart& part : spec_.parts) {
       const std::string& module = part.target.module;
+      if (is_mixture(spec_.kind)) {
+        add_mixture(part, values);
+        continue;
+      }
       const at::Tensor a = values.at(module + ".lora_A.weight"), b = values.at(module + ".lora_B.weight");
       if (part.target.num_experts > 0) {
         add_experts(part, a, b, modules);
@@ -76,6 +81,14 @@ class Writer {
       (is_router ? target_parameters_ : target_modules_).insert(target_name(part.target));
       note_rank(part, name);
     }
+  }
+
+  void add_mixture(const AdapterPart& part, const std::map<std::string, at::Tensor>& values) {
+    const std::string name = module_on_disk(model_.config, part.target.module);
+    for (const auto& [tensor, shape] : spec_.mixture_shapes(part))
+      add(name + "." + tensor, values.at(part.target.module + "." + tensor));
+    target_modules_.insert(target_name(part));
+    note_rank(part, name);
   }
 
   // The short name where it means exactly the targets, as users write it; else the whole one.
@@ -144,14 +157,37 @@ class Writer {
     }
   }
 
+  // S'MoRE has no one rank: `ranks`, and no rank_pattern.
+  void add_mixture_keys(Json& json) const {
+    if (spec_.kind == AdapterKind::kSmore) {
+      json["num_experts"] = spec_.smore.num_experts;
+      json["num_active"] = spec_.smore.num_active;
+      json["ranks"] = spec_.smore.ranks;
+      json["router_dim"] = spec_.smore.router_dim;
+      json["key_dim"] = spec_.smore.key_dim;
+    } else {
+      json["r"] = spec_.parts.front().rank;
+      json["num_active"] = spec_.smora.num_active;
+      json["rank_pattern"] = rank_pattern_;
+    }
+    json["lora_alpha"] = spec_.parts.front().alpha;
+    json["alpha_pattern"] = alpha_pattern_;
+    json["target_modules"] = target_modules_;
+  }
+
   // The keys in peft's manner; `dagmoe` is ours, and peft ignores it with a warning.
   Json config() const {
     Json json;
-    json["peft_type"] = spec_.parts.empty() ? kFullType : kPeftType;
+    json["peft_type"] = spec_.parts.empty()                 ? kFullType
+                        : spec_.kind == AdapterKind::kSmore ? kSmoreType
+                        : spec_.kind == AdapterKind::kSmora ? kSmoraType
+                                                            : kPeftType;
     json["task_type"] = "CAUSAL_LM";
     json["base_model_name_or_path"] = base_.folder().string();
     json["inference_mode"] = true;
-    if (!spec_.parts.empty()) {
+    if (is_mixture(spec_.kind)) {
+      add_mixture_keys(json);
+    } else if (!spec_.parts.empty()) {
       json["r"] = spec_.parts.front().rank * rank_growth();
       const double alpha = spec_.parts.front().alpha * alpha_growth();
       if (alpha == std::floor(alpha)) {

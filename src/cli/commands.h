@@ -15,9 +15,11 @@ namespace dagmoe {
 using RunCommand = std::function<int()>;
 void register_import(CLI::App& app, RunCommand& run);
 void register_upcycle(CLI::App& app, RunCommand& run);
+void register_merge(CLI::App& app, RunCommand& run);
 void register_export(CLI::App& app, RunCommand& run);
 void register_finetune(CLI::App& app, RunCommand& run);
 void register_plan(CLI::App& app, RunCommand& run);
+void register_profile_experts(CLI::App& app, RunCommand& run);
 void register_eval(CLI::App& app, RunCommand& run);
 void register_generate(CLI::App& app, RunCommand& run);
 void register_inspect(CLI::App& app, RunCommand& run);

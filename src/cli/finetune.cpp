@@ -1,9 +1,11 @@
 #include <CLI/CLI.hpp>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 #include <csignal>
 #include <iostream>
 #include <memory>
+#include <thread>
 
 #include "base/json.h"
 #include "base/log.h"
@@ -30,22 +32,51 @@ void on_signal(int signal) {
   if (received_signal.exchange(signal) != 0) std::_Exit(128 + signal);
 }
 
+// Another rank may be the one that was told; it does not say by which signal.
+int interrupting_signal() { return received_signal.load() != 0 ? received_signal.load() : SIGTERM; }
+
 Json number_or_null(double value) { return std::isfinite(value) ? Json(value) : Json(nullptr); }
+
+RunOptions run_options(const FinetuneFlags& flags, Ranks& ranks) {
+  RunOptions options;
+  options.resume = flags.resume;
+  options.ranks = &ranks;
+  options.should_stop = [] { return received_signal.load() != 0; };
+  return options;
+}
+
+// What fails on one rank mostly fails on all, and the first one to end has mpirun end the others: it should be the one
+// that everybody reads. Status 0 whatever comes of the run: the first rank's is the run's.
+int follow_first_rank(const FinetuneFlags& flags, Ranks& ranks) {
+  constexpr std::chrono::seconds kPatience{3};
+  silence_log();
+  try {
+    run_finetune(load_recipe(flags.recipe, flags.overrides), run_options(flags, ranks));
+  } catch (const std::exception&) {
+    std::this_thread::sleep_for(kPatience);
+    throw;
+  }
+  ranks.leave();
+  return 0;
+}
 
 int finetune_command(const FinetuneFlags& flags) {
   if (flags.dry_run) return plan_command(flags.recipe, flags.overrides, /*measure=*/false, /*json=*/false);
-  const Recipe recipe = load_recipe(flags.recipe, flags.overrides);
   std::signal(SIGINT, on_signal);
   std::signal(SIGTERM, on_signal);
-  RunOptions options;
-  options.resume = flags.resume;
+  // mpirun passes this one on; at SIGINT and SIGTERM it kills its processes a second later.
+  std::signal(SIGUSR1, on_signal);
+  const std::unique_ptr<Ranks> ranks = Ranks::join();
+  if (!ranks->is_first()) return follow_first_rank(flags, *ranks);
+  const Recipe recipe = load_recipe(flags.recipe, flags.overrides);
+  RunOptions options = run_options(flags, *ranks);
   options.evaluate = task_evaluator(recipe);
   options.measure_gemm_peak = measure_gemm_peak;
-  options.should_stop = [] { return received_signal.load() != 0; };
   const RunResult result = run_finetune(recipe, options);
+  ranks->leave();
   if (result.interrupted) {
     log_info(str("interrupted after step ", result.steps, "; saved ", result.output.string(), "; go on with --resume"));
-    return 128 + received_signal.load();
+    return 128 + interrupting_signal();
   }
   std::cout << Json{{"output", result.output.string()},
                     {"steps", result.steps},

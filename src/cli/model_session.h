@@ -7,7 +7,6 @@
 #include <string>
 #include <vector>
 
-#include "checkpoint/adapter.h"
 #include "checkpoint/checkpoint.h"
 #include "data/tokenizer.h"
 
@@ -25,13 +24,5 @@ struct ModelSession {
 /// With `adapters` on it, each checked against this base.
 ModelSession open_model(const std::filesystem::path& folder, at::ScalarType dtype,
                         const std::vector<std::string>& adapters = {});
-/// The base of open_model alone, with the DAG that the adapters bring; and the adapters for it.
-struct AdaptedModel {
-  Checkpoint checkpoint;
-  Decoder model;
-  std::vector<Adapter> adapters;
-};
-AdaptedModel open_adapted(const std::filesystem::path& folder, at::ScalarType dtype,
-                          const std::vector<std::string>& adapters);
 
 }  // namespace dagmoe

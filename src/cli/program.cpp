@@ -66,9 +66,11 @@ int run_program(int argc, const char* const* argv) {
     RunCommand run;
     register_import(app, run);
     register_upcycle(app, run);
+    register_merge(app, run);
     register_export(app, run);
     register_finetune(app, run);
     register_plan(app, run);
+    register_profile_experts(app, run);
     register_eval(app, run);
     register_generate(app, run);
     register_inspect(app, run);

@@ -4,6 +4,7 @@
 #include <deque>
 #include <exception>
 #include <future>
+#include <limits>
 #include <numeric>
 
 #include "base/error.h"
@@ -119,6 +120,23 @@ Example make_example(const Tokenizer& tokenizer, const std::vector<PromptPiece>&
   return example;
 }
 
+Example document_part(const Example& document, std::int64_t& next_token, std::int64_t max_seq_len) {
+  if (max_seq_len < 2) throw InternalError("document_part: a part needs a token and one to predict it from");
+  const auto size = static_cast<std::int64_t>(document.tokens.size());
+  if (next_token < 0 || (next_token > 0 && next_token >= size)) {
+    throw InputError(str("token ", next_token, " is not in the text, which has ", size,
+                         "; did the files change since the checkpoint?"));
+  }
+  const std::int64_t first = std::max<std::int64_t>(next_token - 1, 0), end = std::min(first + max_seq_len, size);
+  Example part;
+  part.tokens.assign(document.tokens.begin() + first, document.tokens.begin() + end);
+  part.loss_mask.assign(document.loss_mask.begin() + first, document.loss_mask.begin() + end);
+  part.line = document.line;
+  if (next_token > 0) part.loss_mask.front() = 0;
+  next_token = end;
+  return part;
+}
+
 std::vector<std::int64_t> epoch_order(std::int64_t size, std::uint64_t seed, std::int64_t epoch) {
   // One draw mixes the seed before the epoch comes in: (seed, epoch + 1) and (seed + 1, epoch) have nothing in common.
   SplitMix64 generator(SplitMix64(seed).next() + static_cast<std::uint64_t>(epoch));
@@ -151,6 +169,7 @@ struct ExampleStream::Impl {
   void report_bad(const Source& source, std::int64_t line, const std::string& reason);
   void check_budget() const;
   Example read(std::int64_t index);
+  void append_document(std::deque<Prepared>& made, const Example& document, StreamPosition& from) const;
   std::deque<Prepared> prepare(StreamPosition from);
   Prepared take(StreamPosition from);
   Prepared advance();
@@ -205,7 +224,7 @@ void ExampleStream::Impl::check_budget() const {
                        "; repair the data or raise it"));
 }
 
-// `index` counts the good records of all sources.
+// `index` counts the good records of all sources. A document comes whole, however long it is.
 Example ExampleStream::Impl::read(std::int64_t index) {
   auto source = sources.begin();
   while (index >= static_cast<std::int64_t>(source->places.size())) {
@@ -219,11 +238,24 @@ Example ExampleStream::Impl::read(std::int64_t index) {
   const bool found = source->reader->next(raw, bad);
   try {
     if (!found || bad) throw InputError("the file has changed since it was opened; start again");
-    Example example = make_example(tokenizer, pieces_of(*source, raw), options.max_seq_len);
+    const std::int64_t max_seq_len =
+        source->config.format == RecordFormat::kText ? std::numeric_limits<std::int64_t>::max() : options.max_seq_len;
+    Example example = make_example(tokenizer, pieces_of(*source, raw), max_seq_len);
     example.line = raw.line;
     return example;
   } catch (const InputError& error) {
     throw InputError(place_text(*source, bad ? bad->line : raw.line) + error.what());
+  }
+}
+
+// All that is left of a document becomes examples at once, so that it is tokenized once.
+void ExampleStream::Impl::append_document(std::deque<Prepared>& made, const Example& document,
+                                          StreamPosition& from) const {
+  const std::int64_t index = from.next_index;
+  while (from.next_index == index) {
+    Example part = document_part(document, from.next_token, options.max_seq_len);
+    if (from.next_token == static_cast<std::int64_t>(document.tokens.size())) from = {from.epoch, index + 1, 0};
+    made.push_back({std::move(part), nullptr, from});
   }
 }
 
@@ -236,14 +268,19 @@ std::deque<Prepared> ExampleStream::Impl::prepare(StreamPosition from) {
   }
   while (made.size() < kBlockExamples) {
     if (from.next_index == size) {
-      made.push_back({std::nullopt, nullptr, {from.epoch + 1, 0}});
+      made.push_back({std::nullopt, nullptr, {from.epoch + 1, 0, 0}});
       break;
     }
     try {
       const std::int64_t index = options.shuffle ? order[static_cast<std::size_t>(from.next_index)] : from.next_index;
       Example example = read(index);
-      ++from.next_index;
-      made.push_back({std::move(example), nullptr, from});
+      const bool is_longer = static_cast<std::int64_t>(example.tokens.size()) > options.max_seq_len;
+      if (is_longer || from.next_token > 0) {
+        append_document(made, example, from);
+      } else {
+        from = {from.epoch, from.next_index + 1, 0};
+        made.push_back({std::move(example), nullptr, from});
+      }
     } catch (...) {
       made.push_back({std::nullopt, std::current_exception(), from});
       break;
@@ -279,6 +316,7 @@ Prepared ExampleStream::Impl::advance() {
       return prepared;
     }
     if (prepared.example->truncated) ++counters.truncated;
+    if (from.next_token == 0 && prepared.after.next_token > 0) ++counters.split;
     if (prepared.example->num_targets() > 0) {
       without_target_run = 0;
       return prepared;
@@ -323,7 +361,7 @@ std::optional<Example> ExampleStream::next() {
 }
 
 void ExampleStream::seek(StreamPosition position) {
-  if (position.epoch < 0 || position.next_index < 0 || position.next_index > impl_->size) {
+  if (position.epoch < 0 || position.next_index < 0 || position.next_token < 0 || position.next_index > impl_->size) {
     throw InputError(str("example ", position.next_index, " of epoch ", position.epoch,
                          " is not in the data, which has ", impl_->size,
                          "; did the files change since the checkpoint?"));

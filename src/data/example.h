@@ -30,7 +30,15 @@ struct Example {
 /// reason only) when a piece ends its turn and the tokenizer has no EOS token.
 Example make_example(const Tokenizer& tokenizer, const std::vector<PromptPiece>& pieces, std::int64_t max_seq_len);
 
-/// One file of samples.
+/// The part of a long document that is learnt next: at most `max_seq_len` tokens, of which the first is the last one of
+/// the part before (nothing predicts a part's first token, and so every token of the document is a target once; the
+/// repeated one is not supervised again). `next_token`: how many tokens the parts before had learnt, 0 for the first
+/// part; it is moved on, to `document.tokens.size()` with the last part. `max_seq_len` is at least 2. Throws InputError
+/// (the reason only) for a token outside the document.
+Example document_part(const Example& document, std::int64_t& next_token, std::int64_t max_seq_len);
+
+/// One file of samples. Documents (RecordFormat::kText) longer than max_seq_len are read in parts, each an example;
+/// samples of other formats lose their end.
 struct SourceConfig {
   std::filesystem::path path;
   RecordFormat format = RecordFormat::kAlpaca;
@@ -42,17 +50,19 @@ struct SourceConfig {
 struct StreamPosition {
   std::int64_t epoch = 0;
   std::int64_t next_index = 0;  ///< within the epoch's order, over all sources
+  std::int64_t next_token = 0;  ///< of that record, when parts of its document have been taken
 };
 
 /// The order of an epoch: a permutation of 0 .. size - 1 that depends on its arguments alone, on every machine and with
 /// every standard library.
 std::vector<std::int64_t> epoch_order(std::int64_t size, std::uint64_t seed, std::int64_t epoch);
 
-/// Counts for the run's report. `records` and `bad_records` are of the files, the other two of the examples asked for
-/// so far, an example of a second epoch again.
+/// Counts for the run's report. `records` and `bad_records` are of the files, the other counts of the examples asked
+/// for so far, an example of a second epoch again.
 struct StreamCounters {
   std::int64_t records = 0, bad_records = 0;
   std::int64_t truncated = 0;                   ///< examples that lost their end
+  std::int64_t split = 0;                       ///< documents that became several examples
   std::int64_t without_target = 0;              ///< examples left out because no supervised token was left
   std::vector<std::string> bad_record_reports;  ///< "file:line: reason", the first hundred
 };

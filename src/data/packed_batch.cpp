@@ -42,6 +42,26 @@ std::vector<std::vector<std::int64_t>> first_fit_decreasing(std::span<const std:
   return bins;
 }
 
+namespace {
+
+// Micro batches of at most `capacity`, a multiple of `num_takers` of them: the capacity is that of equal shares, and
+// more by as little as first-fit needs. Examples too few or too unequal for that give what they give.
+std::vector<std::vector<std::int64_t>> even_bins(std::span<const std::int64_t> lengths, std::int64_t capacity,
+                                                 std::int64_t num_takers) {
+  auto bins = first_fit_decreasing(lengths, capacity);
+  if (num_takers == 1) return bins;
+  const std::int64_t rounds = (static_cast<std::int64_t>(bins.size()) + num_takers - 1) / num_takers;
+  const std::int64_t wanted = rounds * num_takers;
+  const std::int64_t total = std::accumulate(lengths.begin(), lengths.end(), std::int64_t{0});
+  for (std::int64_t even = (total + wanted - 1) / wanted; even < capacity; even += even / 32 + 1) {
+    auto found = first_fit_decreasing(lengths, even);
+    if (static_cast<std::int64_t>(found.size()) <= wanted) return found;
+  }
+  return bins;
+}
+
+}  // namespace
+
 std::optional<StepBatch> next_step_batch(ExampleStream& stream, const StepBatchConfig& config) {
   StepBatch step;
   std::vector<Example> examples;
@@ -62,7 +82,7 @@ std::optional<StepBatch> next_step_batch(ExampleStream& stream, const StepBatchC
 
   std::vector<std::int64_t> lengths;
   for (const Example& example : examples) lengths.push_back(static_cast<std::int64_t>(example.tokens.size()));
-  for (const auto& bin : first_fit_decreasing(lengths, config.micro_batch_tokens)) {
+  for (const auto& bin : even_bins(lengths, config.micro_batch_tokens, config.num_takers)) {
     PackedBatch& batch = step.micro_batches.emplace_back();
     for (const std::int64_t index : bin) append_example(batch, examples[static_cast<std::size_t>(index)]);
     step.num_targets += batch.num_targets;

@@ -41,6 +41,9 @@ struct StepBatchConfig {
   std::int64_t step_tokens = 4096;
   std::int64_t step_sequences = 0;
   std::int64_t micro_batch_tokens = 4096;
+  /// So many processes take turns at the micro batches: their number is made a multiple of it where there are examples
+  /// enough, by making them smaller and about equal.
+  std::int64_t num_takers = 1;
 };
 struct StepBatch {
   std::vector<PackedBatch> micro_batches;

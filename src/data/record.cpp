@@ -26,12 +26,14 @@ FormatInfo info_of(RecordFormat format) {
       return {"sharegpt", "conversations"};
     case RecordFormat::kPromptCompletion:
       return {"prompt_completion", "prompt, completion"};
+    case RecordFormat::kText:
+      return {"text", "text"};
   }
   throw InternalError("info_of: unknown record format");
 }
 
-constexpr std::array kFormats = {RecordFormat::kAlpaca, RecordFormat::kMetaMath, RecordFormat::kMessages,
-                                 RecordFormat::kShareGpt, RecordFormat::kPromptCompletion};
+constexpr std::array kFormats = {RecordFormat::kAlpaca,   RecordFormat::kMetaMath,         RecordFormat::kMessages,
+                                 RecordFormat::kShareGpt, RecordFormat::kPromptCompletion, RecordFormat::kText};
 
 const RawField& required_field(const RawRecord& raw, std::string_view name, RecordFormat format, FieldKind kind) {
   const auto [format_name, needs] = info_of(format);
@@ -218,11 +220,20 @@ Record read_record(RecordFormat format, const RawRecord& raw) {
       return read_conversation(raw, kShareGptKeys);
     case RecordFormat::kPromptCompletion:
       return read_prompt_completion(raw);
+    case RecordFormat::kText:
+      return {.text = target_text(raw, "text", format)};
   }
   throw InternalError("read_record: unknown record format");
 }
 
 std::vector<PromptPiece> sample_text(const Record& record, const ChatFormat& format) {
+  if (!record.text.empty()) {
+    PromptPiece document;
+    document.text = record.text;
+    document.is_supervised = true;
+    document.ends_turn = true;
+    return {std::move(document)};
+  }
   if (format.form != PromptTemplate::kAlpaca && format.form != PromptTemplate::kAlpacaLora) {
     return render_chat(format, as_messages(record), /*add_generation_prompt=*/false);
   }

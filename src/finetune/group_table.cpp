@@ -32,10 +32,10 @@ void add_to(GroupRow& row, const RunParameter& parameter) {
   row.max_weight_decay = is_first ? parameter.weight_decay : std::max(row.max_weight_decay, parameter.weight_decay);
 }
 
-// The router's bias is no group that a rule can train, but it is part of the model.
+// Of a model's own groups first.
 std::vector<GroupRow> in_order(std::map<std::string, GroupRow>& by_group) {
   std::vector<std::string> order = parameter_groups();
-  order.emplace_back("router_bias");
+  order.insert(order.end(), {"router_bias", "lora"});
   std::vector<GroupRow> rows;
   for (const auto& group : order) {
     if (!by_group.contains(group)) continue;

@@ -75,16 +75,23 @@ DataPlan plan_data(const Recipe& recipe, RunData& data) {
   data.train.seek(start);
   const StreamCounters after = data.train.counters();
   // A run of epochs was packed whole when its steps were counted.
-  plan.truncated = recipe.epochs ? before.truncated / *recipe.epochs : after.truncated - before.truncated;
-  plan.skipped = recipe.epochs ? before.without_target / *recipe.epochs : after.without_target - before.without_target;
+  const auto a_pass = [&](std::int64_t StreamCounters::*count) {
+    return recipe.epochs ? before.*count / *recipe.epochs : after.*count - before.*count;
+  };
+  plan.truncated = a_pass(&StreamCounters::truncated);
+  plan.split = a_pass(&StreamCounters::split);
+  plan.skipped = a_pass(&StreamCounters::without_target);
   const double steps = static_cast<double>(std::max<std::int64_t>(plan.packed_steps, 1));
   for (double* sum :
        {&plan.tokens_per_step, &plan.supervised_per_step, &plan.sequences_per_step, &plan.micro_batches_per_step}) {
     *sum /= steps;
   }
   if (data.valid) {
-    const std::int64_t most = data.valid->size() * recipe.data.max_seq_len;
-    plan.micro_batches.validation_tokens = std::min(recipe.batch.micro_batch_tokens, most);
+    const bool has_texts = std::ranges::any_of(
+        recipe.data.valid, [](const DataRecipe& from) { return from.format == RecordFormat::kText; });
+    const std::int64_t most = data.valid->size() * recipe.data.max_seq_len;  // a text is not bounded by it
+    plan.micro_batches.validation_tokens =
+        has_texts ? recipe.batch.micro_batch_tokens : std::min(recipe.batch.micro_batch_tokens, most);
   }
   return plan;
 }

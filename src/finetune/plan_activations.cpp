@@ -3,6 +3,8 @@
 #include "finetune/plan_activations.h"
 
 #include <algorithm>
+#include <array>
+#include <map>
 #include <set>
 #include <string>
 
@@ -15,19 +17,42 @@ namespace {
 
 constexpr std::int64_t kFloat = 4, kLong = 8;
 
-/// Which parameters train, asked by name.
+/// Which parameters train and which layers carry an adapter, asked by name.
 class Trained {
  public:
-  explicit Trained(const RunSetup& setup) {
+  explicit Trained(const RunSetup& setup) : spec_(setup.adapter) {
     for (const RunParameter& parameter : setup.parameters) {
       if (parameter.is_trainable) names_.insert(parameter.name);
     }
+    for (const AdapterPart& part : spec_.parts) parts_[part.target.module] = &part;
   }
   bool operator()(const std::string& name) const { return names_.contains(name); }
-  bool weight_or_bias(const std::string& name) const { return (*this)(name + ".weight") || (*this)(name + ".bias"); }
+  bool weight_or_bias(const std::string& module) const {
+    return (*this)(module + ".weight") || (*this)(module + ".bias");
+  }
+  /// Whether a layer's input is kept for a gradient: something of it trains, or an adapter of it.
+  bool reads_input(const std::string& module) const {
+    return weight_or_bias(module) || parts_.contains(adapted_module(module));
+  }
+  /// Of a linear layer, or of all experts together ("model.layers.3.mlp.experts.gate_up_proj"); null without adapter.
+  const AdapterPart* adapter(const std::string& module) const {
+    const auto found = parts_.find(module);
+    return found == parts_.end() ? nullptr : found->second;
+  }
+  const AdapterSpec& spec() const { return spec_; }
 
  private:
+  // Adapters of experts are of all of them: "…mlp.experts.3.up_proj" -> "…mlp.experts.gate_up_proj".
+  static std::string adapted_module(const std::string& module) {
+    constexpr std::string_view kExperts = ".mlp.experts.";
+    const auto at = module.find(kExperts);
+    if (at == std::string::npos) return module;
+    return module.substr(0, at + kExperts.size()) + (module.ends_with("down_proj") ? "down_proj" : "gate_up_proj");
+  }
+
+  const AdapterSpec& spec_;
   std::set<std::string> names_;
+  std::map<std::string, const AdapterPart*> parts_;
 };
 
 /// Walks through one layer in the order of Decoder::run_layer and adds up what stays. `flows` is whether the stream
@@ -70,7 +95,47 @@ class LayerAccount {
   bool product(const std::string& name, bool needs, std::int64_t num_weights) {
     const bool weight_trains = trained_.weight_or_bias(prefix_ + name);
     if (weight_trains && needs && element_ != kFloat) memory_.copies += num_weights * element_;
-    return needs || weight_trains;
+    low_rank(name, T_);
+    return needs || trained_.reads_input(prefix_ + name);
+  }
+
+  // What an adapter of a layer of `rows` rows keeps besides the input: A x, and copies of the factors.
+  void low_rank(const std::string& name, std::int64_t rows) {
+    const AdapterPart* part = trained_.adapter(prefix_ + name);
+    if (part == nullptr) return;
+    const AdapterTarget& target = part->target;
+    if (is_mixture(trained_.spec().kind)) return mixture(*part, rows);
+    memory_.saved += rows * part->rank * element_;
+    const std::int64_t num_factors = std::max<std::int64_t>(1, target.num_experts) * part->rank * (target.I + target.O);
+    if (element_ != kFloat) memory_.copies += num_factors * element_;
+    if (trained_.spec().kind == AdapterKind::kDora) memory_.saved += 2 * rows * target.O * element_;  // W x and B A x
+    if (trained_.spec().dropout > 0) memory_.saved += 2 * rows * target.I * element_;  // the mask and what it leaves
+  }
+
+  // What smore_delta and smora_delta keep: the router's float copy of the input, scores and gates, and the narrow part
+  // in float before and after each function.
+  void mixture(const AdapterPart& part, std::int64_t rows) {
+    const bool is_narrow = element_ != kFloat;
+    std::int64_t floats = is_narrow ? part.target.I : 0, narrow = 0, factors = 0;
+    if (trained_.spec().kind == AdapterKind::kSmora) {
+      floats += 6 * part.rank, narrow += 2 * part.rank, factors = part.rank * (part.target.I + part.target.O);
+    } else {
+      const SmoreConfig& config = trained_.spec().smore;
+      std::int64_t width = 0, nodes = 1;
+      for (std::size_t l = 0; l < config.ranks.size(); ++l) width += config.num_experts[l] * config.ranks[l];
+      narrow = 2 * width, factors = width * (part.target.I + part.target.O);
+      for (std::size_t l = config.ranks.size(); l-- > 0;) {
+        const std::int64_t S = config.num_experts[l], parents = nodes;
+        nodes *= config.num_active[l];
+        // Low-rank parts, B's products and tanh of them; of inner nodes their sums, tanh and weighted form; the router.
+        floats += 2 * S * config.ranks[l] + 3 * S * width + (l > 0 ? 3 * nodes * width : 0) +
+                  parents * (3 * S + 2 * config.key_dim) + 2 * nodes;
+        width -= S * config.ranks[l];
+      }
+      floats += config.router_dim;
+    }
+    memory_.saved += rows * (floats * kFloat + narrow * element_);
+    if (is_narrow) memory_.copies += factors * element_;
   }
 
   void attention() {
@@ -79,7 +144,7 @@ class LayerAccount {
     const bool attends = config_.mla ? latent_attention(x_needs) : plain_attention(x_needs);
     const std::int64_t value_width =
         config_.num_attention_heads * (config_.mla ? config_.mla->v_head_dim : config_.head_dim);
-    const bool output_trains = trained_.weight_or_bias(prefix_ + "self_attn.o_proj");
+    const bool output_trains = trained_.reads_input(prefix_ + "self_attn.o_proj");
     // The output's product needs what the attention saves anyway, or a narrower copy of it.
     save(output_trains && (!attends || config_.mla), T_ * value_width * element_);
     flows_ = product("self_attn.o_proj", attends, D * value_width) || flows_;
@@ -94,7 +159,7 @@ class LayerAccount {
                                       {"v", config_.num_key_value_heads}}) {
       const std::string path = str("self_attn.", name, "_proj");
       const std::int64_t width = heads * d;
-      any_trains = any_trains || trained_.weight_or_bias(prefix_ + path);
+      any_trains = any_trains || trained_.reads_input(prefix_ + path);
       bool needs = product(path, x_needs, D * width);
       const bool is_normed = has_norm && *name != 'v';
       if (is_normed)
@@ -119,19 +184,19 @@ class LayerAccount {
     if (mla.q_lora_rank > 0) {
       q_needs = product("self_attn.q_a_proj", x_needs, D * mla.q_lora_rank);
       q_needs = norm("self_attn.q_a_layernorm", q_needs, T_ * mla.q_lora_rank * element_, T_);
-      save(trains("self_attn.q_b_proj.weight"), T_ * mla.q_lora_rank * element_);
+      save(trained_.reads_input(prefix_ + "self_attn.q_b_proj"), T_ * mla.q_lora_rank * element_);
       q_needs = product("self_attn.q_b_proj", q_needs, mla.q_lora_rank * H * d);
     } else {
       q_needs = product("self_attn.q_proj", x_needs, D * H * d);
     }
     bool kv_needs = product("self_attn.kv_a_proj_with_mqa", x_needs, D * (mla.kv_lora_rank + mla.qk_rope_head_dim));
     const bool latent_needs = norm("self_attn.kv_a_layernorm", kv_needs, T_ * mla.kv_lora_rank * element_, T_);
-    save(trains("self_attn.kv_b_proj.weight"), T_ * mla.kv_lora_rank * element_);
+    save(trained_.reads_input(prefix_ + "self_attn.kv_b_proj"), T_ * mla.kv_lora_rank * element_);
     kv_needs =
         product("self_attn.kv_b_proj", latent_needs, mla.kv_lora_rank * H * (mla.qk_nope_head_dim + mla.v_head_dim)) ||
         kv_needs;
-    save(trains("self_attn.q_a_proj.weight") || trains("self_attn.q_proj.weight") ||
-             trains("self_attn.kv_a_proj_with_mqa.weight"),
+    save(trained_.reads_input(prefix_ + "self_attn.q_a_proj") || trained_.reads_input(prefix_ + "self_attn.q_proj") ||
+             trained_.reads_input(prefix_ + "self_attn.kv_a_proj_with_mqa"),
          stream_bytes());
     save_attention(q_needs || kv_needs, H, H, d);
     return q_needs || kv_needs;
@@ -140,7 +205,7 @@ class LayerAccount {
   /// Names of the three matrices of every expert of a feed-forward part: "mlp.experts.3.".
   bool any_trains(const std::vector<std::string>& experts, const std::string& matrix) const {
     return std::any_of(experts.begin(), experts.end(),
-                       [&](const std::string& expert) { return trained_.weight_or_bias(prefix_ + expert + matrix); });
+                       [&](const std::string& expert) { return trained_.reads_input(prefix_ + expert + matrix); });
   }
 
   // SwiGLU experts over `rows` rows: returns whether the output needs a gradient.
@@ -157,15 +222,24 @@ class LayerAccount {
       product(expert + "up_proj", x_needs, D * F);
       product(expert + "down_proj", hidden_needs, D * F);
     }
+    const bool is_routed = experts.front().starts_with("mlp.experts.");
+    const bool has_adapter = is_routed && trained_.adapter(prefix_ + "mlp.experts.gate_up_proj") != nullptr;
+    if (is_routed) low_rank("mlp.experts.gate_up_proj", rows), low_rank("mlp.experts.down_proj", rows);
     if (down_trains) memory_.saved_combine += wide;
     // Gradients of the hidden layer, gate and up, and of the input from both. Those of one matrix of all experts exist
     // at once, and the one that becomes float.
     const auto num_experts = static_cast<std::int64_t>(experts.size());
     std::int64_t backward = hidden_needs ? 3 * wide + 2 * rows * D * element_ : 0;
-    if (in_trains || down_trains) backward += D * F * (num_experts * element_ + (element_ != kFloat ? kFloat : 0));
+    const bool weights_train = std::ranges::any_of(experts, [&](const std::string& expert) {
+      return std::ranges::any_of(std::array{"gate_proj", "up_proj", "down_proj"}, [&](const char* matrix) {
+        return trained_.weight_or_bias(prefix_ + expert + matrix);
+      });
+    });
+    if (weights_train) backward += D * F * (num_experts * element_ + (element_ != kFloat ? kFloat : 0));
     memory_.backward_ffn = std::max(memory_.backward_ffn, backward);
     // gate, up and their product beside the rows before and after.
-    memory_.forward = std::max(memory_.forward, 3 * wide + 2 * rows * D * element_ + 3 * stream_bytes());
+    const std::int64_t deltas = has_adapter ? 3 * wide : 0;  // of gate and up, and a sum beside its parts
+    memory_.forward = std::max(memory_.forward, 3 * wide + deltas + 2 * rows * D * element_ + 3 * stream_bytes());
     return hidden_needs || down_trains;
   }
 
@@ -179,8 +253,8 @@ class LayerAccount {
   // Softmax or sigmoid scores, chosen weights before and after normalization, and what the balance and z losses save.
   bool router(bool x_needs) {
     const std::int64_t E = config_.moe->num_experts, K = config_.moe->num_experts_per_tok;
-    const bool needs = x_needs || trains("mlp.gate.weight");
-    save(trains("mlp.gate.weight"), T_ * config_.hidden_size * kFloat);  // the router computes in float
+    const bool router_trains = trained_.reads_input(prefix_ + "mlp.gate"), needs = x_needs || router_trains;
+    save(router_trains, T_ * config_.hidden_size * kFloat);  // the router computes in float
     save(needs, T_ * (2 * E + 2 * K + 3) * kFloat + T_ * K * kLong);
     memory_.routing = T_ * (E + K) * kFloat + T_ * K * kLong;
     return needs;
@@ -269,7 +343,7 @@ EndsMemory ends_memory(const RunSetup& setup, const Trained& trained, const Batc
   const std::int64_t T = batch.tokens, N = batch.supervised_tokens, D = config.hidden_size, V = config.vocab_size;
   const std::int64_t rotated = config.mla ? config.mla->qk_rope_head_dim : config.head_dim;
   const bool embedding_trains = trained("model.embed_tokens.weight");
-  const bool head_trains = config.tie_word_embeddings ? embedding_trains : trained("lm_head.weight");
+  const bool head_trains = config.tie_word_embeddings ? embedding_trains : trained.reads_input("lm_head");
   const bool hidden_needs = flows || trained("model.norm.weight");
   const bool is_narrow = element != kFloat;
   const std::int64_t chunk = std::min(N, kCrossEntropyRows);

@@ -53,6 +53,7 @@ std::string data_text(const DataPlan& data) {
   text += str("largest micro batch: ", with_commas(largest.tokens),
               " tokens; longest sample: ", with_commas(largest.longest_sequence), "\n");
   if (data.truncated > 0) text += str(data.truncated, " samples lose their end at max_seq_len\n");
+  if (data.split > 0) text += str(data.split, " texts are longer than max_seq_len and are learnt in parts\n");
   if (data.skipped > 0) text += str(data.skipped, " samples are skipped: nothing to learn is left of them\n");
   return text;
 }
@@ -147,6 +148,7 @@ Json plan_json(const RunPlan& plan) {
             {"largest_micro_batch_tokens", largest.tokens},
             {"longest_sequence", largest.longest_sequence},
             {"truncated", data.truncated},
+            {"split", data.split},
             {"skipped", data.skipped}}},
           {"memory", std::move(memory)},
           {"time",

@@ -1,5 +1,7 @@
 #include "finetune/recipe.h"
 
+#include <algorithm>
+
 #include "base/config_reader.h"
 #include "base/error.h"
 #include "base/text.h"
@@ -26,6 +28,15 @@ void keep_one(ConfigReader& fields, std::string_view first_key, std::optional<st
 }
 void keep_one(ConfigWriter&, std::string_view, const std::optional<std::int64_t>&, std::string_view,
               const std::optional<std::int64_t>&) {}
+
+// What is wrong with the shape of a mixture, "KEY: ..." each.
+std::vector<std::string> mixture_problems(const LoraRecipe& lora) {
+  if (lora.kind == AdapterKind::kSmora)
+    return problems_of(SmoraConfig{.rank = lora.rank, .num_active = lora.smora->num_active, .alpha = lora.alpha});
+  SmoreConfig config = lora.smore->config;
+  config.alpha = lora.alpha;
+  return problems_of(config);
+}
 
 }  // namespace
 
@@ -56,8 +67,11 @@ void bind(Fields& fields, DataRecipe& config) {
                  {"metamath", RecordFormat::kMetaMath},
                  {"messages", RecordFormat::kMessages},
                  {"sharegpt", RecordFormat::kShareGpt},
-                 {"prompt_completion", RecordFormat::kPromptCompletion}});
+                 {"prompt_completion", RecordFormat::kPromptCompletion},
+                 {"text", RecordFormat::kText}});
   fields.optional("template", config.prompt_template);
+  if (config.format == RecordFormat::kText && config.prompt_template != "auto")
+    fields.issue("template", "means nothing for format text, which is learnt as it stands; leave it out");
   if (config.prompt_template != "auto" && !prompt_template_named(config.prompt_template)) {
     std::vector<std::string> known = prompt_template_names();
     known.emplace_back("auto");
@@ -84,6 +98,11 @@ void bind(Fields& fields, TrainableEntry& config) {
 }
 
 template <class Fields>
+void bind(Fields& fields, Recipe::Esft& config) {
+  fields.required("experts", config.experts);
+}
+
+template <class Fields>
 void bind(Fields& fields, LoraPattern& config) {
   fields.required("target", config.target);
   config.where = fields.place("target");
@@ -92,8 +111,55 @@ void bind(Fields& fields, LoraPattern& config) {
 }
 
 template <class Fields>
+void bind(Fields& fields, SmoreRecipe& recipe) {
+  SmoreConfig& config = recipe.config;
+  fields.optional("num_experts", config.num_experts);
+  fields.optional("num_active", config.num_active);
+  fields.optional("ranks", config.ranks);
+  fields.optional("router_dim", config.router_dim, {.min = 1, .max = 65536});
+  fields.optional("key_dim", config.key_dim, {.min = 1, .max = 65536});
+  fields.optional("balance_coef", recipe.balance_coef, {.min = 0.0, .max = 1e3});
+}
+
+template <class Fields>
+void bind(Fields& fields, SmoraRecipe& recipe) {
+  fields.optional("num_active", recipe.num_active, {.min = 1, .max = 65536});
+  fields.optional("bias_update_rate", recipe.bias_update_rate, {.min = 0.0, .max = 1.0});
+}
+
+// What of `lora` does not go with its kind.
+template <class Fields>
+void check_kind(Fields& fields, LoraRecipe& config) {
+  const bool is_smore = config.kind == AdapterKind::kSmore, is_smora = config.kind == AdapterKind::kSmora;
+  if (config.smore && !is_smore) fields.issue("smore", "is of kind smore; set lora.kind, or leave it out");
+  if (config.smora && !is_smora) fields.issue("smora", "is of kind smora; set lora.kind, or leave it out");
+  if (config.kind == AdapterKind::kDora && config.init == LoraInit::kPissa)
+    fields.issue("init", "pissa and kind dora exclude each other; give one of the two");
+  if (!is_mixture(config.kind)) return;
+  if (is_smore && !config.smore) config.smore.emplace();
+  if (is_smora && !config.smora) config.smora.emplace();
+  const LoraRecipe defaults;
+  const std::string_view kind = is_smore ? "smore" : "smora";
+  const auto refuse = [&fields, kind](bool is_set, std::string_view key, std::string_view instead = "leave it out") {
+    if (is_set) fields.issue(key, str("means nothing with kind ", kind, "; ", instead));
+  };
+  refuse(config.init != defaults.init, "init");
+  refuse(config.dropout != defaults.dropout, "dropout");
+  refuse(config.rslora != defaults.rslora, "rslora");
+  refuse(is_smore && config.rank != defaults.rank, "rank", "give lora.smore.ranks");
+  refuse(is_smore && config.lr_ratio != defaults.lr_ratio, "lr_ratio");
+  for (std::size_t i = 0; i < config.patterns.size(); ++i)
+    refuse(is_smore && config.patterns[i].rank.has_value(), str("patterns.", i, ".rank"), "give lora.smore.ranks");
+  for (const std::string& problem : mixture_problems(config)) fields.issue(kind, problem);
+}
+
+template <class Fields>
 void bind(Fields& fields, LoraRecipe& config) {
-  fields.choice("kind", config.kind, {{"lora", AdapterKind::kLora}, {"dora", AdapterKind::kDora}});
+  fields.choice("kind", config.kind,
+                {{"lora", AdapterKind::kLora},
+                 {"dora", AdapterKind::kDora},
+                 {"smore", AdapterKind::kSmore},
+                 {"smora", AdapterKind::kSmora}});
   fields.choice("init", config.init, {{"default", LoraInit::kDefault}, {"pissa", LoraInit::kPissa}});
   fields.optional("rank", config.rank, {.min = 1, .max = 65536});
   fields.optional("alpha", config.alpha, {.min = 0.0, .max = 1e6});
@@ -103,8 +169,9 @@ void bind(Fields& fields, LoraRecipe& config) {
   fields.required("targets", config.targets);
   config.where = fields.place("targets");
   fields.section("patterns", config.patterns);
-  if (config.kind == AdapterKind::kDora && config.init == LoraInit::kPissa)
-    fields.issue("init", "pissa and kind dora exclude each other; give one of the two");
+  fields.section("smore", config.smore);
+  fields.section("smora", config.smora);
+  check_kind(fields, config);
 }
 
 template <class Fields>
@@ -186,6 +253,7 @@ void bind(Fields& fields, Recipe& recipe) {
   fields.choice("dtype", recipe.dtype, {{"float32", ComputeType::kFloat32}, {"bfloat16", ComputeType::kBFloat16}});
   fields.section("model", recipe.model);
   fields.section_or_word("trainable", recipe.trainable, "group");
+  fields.section("esft", recipe.esft);
   fields.section("lora", recipe.lora);
   fields.choice("save_as", recipe.save_as,
                 {{"auto", SaveAs::kAuto}, {"model", SaveAs::kModel}, {"adapter", SaveAs::kAdapter}});
@@ -234,6 +302,9 @@ Recipe load_recipe(const std::filesystem::path& path, std::span<const std::strin
   if (recipe.trainable.empty() && !recipe.lora) {
     reader.issue("trainable", str(reader.has("trainable") ? "" : "required key is missing; ",
                                   "expected at least one group, 'full' or a glob, or a section lora"));
+  }
+  if (!recipe.esft && std::ranges::any_of(recipe.trainable, &TrainableEntry::is_esft)) {
+    reader.issue("esft", "required by trainable: esft; expected {experts: FILE}, which dagmoe profile-experts writes");
   }
   if (recipe.lora && recipe.lora->targets.empty())
     reader.issue("lora", "targets: expected at least one group, module name or glob");
@@ -319,6 +390,12 @@ void check_router(DeadSettings& dead, const Recipe& recipe, const ModelConfig& m
   dead.add(recipe.model.dag && !model.moe, "model.dag", "because the model is dense; run dagmoe upcycle first");
 }
 
+void check_mixture(DeadSettings& dead, const LoraRecipe& lora) {
+  if (lora.kind != AdapterKind::kSmora || lora.smora->num_active != lora.rank) return;
+  dead.lines.push_back(str("lora.smora.num_active is lora.rank (", lora.rank,
+                           "): every rank is always chosen, and the bias that balances them has no effect"));
+}
+
 void check_validation(DeadSettings& dead, const Recipe& recipe) {
   const Recipe::Eval defaults;
   const bool has_tasks = !recipe.eval.tasks.empty(), has_valid = !recipe.data.valid.empty();
@@ -347,9 +424,12 @@ std::vector<std::string> settings_without_effect(const Recipe& recipe, const Mod
   check_schedule(dead, recipe.schedule);
   check_router(dead, recipe, model, router_gets_gradient);
   check_validation(dead, recipe);
+  if (recipe.lora) check_mixture(dead, *recipe.lora);
   dead.add(!recipe.data.packing && recipe.batch.micro_batch_tokens != defaults.batch.micro_batch_tokens,
            "batch.micro_batch_tokens", "with data.packing false: every sample is a micro batch of its own");
   const bool draws = recipe.data.shuffle || recipe.neftune_alpha > 0 || (recipe.model.dag && model.dag) || recipe.lora;
+  dead.add(recipe.esft && std::ranges::none_of(recipe.trainable, &TrainableEntry::is_esft), "esft.experts",
+           "unless a rule says esft");
   dead.add(recipe.seed != defaults.seed && !draws, "seed", "because nothing is drawn at random");
   return std::move(dead.lines);
 }

@@ -27,9 +27,10 @@ struct DataRecipe {
   double weight = 1.0;
 };
 
-/// One item of `trainable`: a group, "full" or a glob (a leading '!' freezes), in all layers or some, with its own
-/// learning rate and weight decay where these are given.
+/// One item of `trainable`: a group, "full", "esft" or a glob (a leading '!' freezes), in all layers or some, with its
+/// own learning rate and weight decay where these are given.
 struct TrainableEntry {
+  bool is_esft() const { return group == "esft" || group == "!esft"; }
   std::string group;
   std::vector<std::string> layers;  ///< "8" or "8..15"
   std::optional<double> lr, weight_decay;
@@ -44,6 +45,18 @@ struct LoraPattern {
   std::string where;
 };
 
+/// Of kind smore, beside lora.alpha.
+struct SmoreRecipe {
+  SmoreConfig config;
+  double balance_coef = 0.01;  ///< of the mean over the adapted layers of smore_balance_loss
+};
+
+/// Of kind smora, beside lora.rank and lora.alpha.
+struct SmoraRecipe {
+  std::int64_t num_active = SmoraConfig().num_active;
+  double bias_update_rate = kSmoraBiasRate;
+};
+
 /// An adapter that trains on a frozen base.
 struct LoraRecipe {
   AdapterKind kind = AdapterKind::kLora;
@@ -54,7 +67,9 @@ struct LoraRecipe {
   double lr_ratio = 1.0;             ///< LoRA+ (arXiv:2402.12354): B's learning rate over A's
   std::vector<std::string> targets;  ///< groups, module names or their ends, globs
   std::vector<LoraPattern> patterns;
-  std::string where;  ///< of `targets`
+  std::optional<SmoreRecipe> smore;  ///< there with kind smore, and only then
+  std::optional<SmoraRecipe> smora;  ///< likewise
+  std::string where;                 ///< of `targets`
 };
 
 /// What a run leaves behind: whole models, or adapter folders with what trained alone.
@@ -71,6 +86,10 @@ struct Recipe {
     std::optional<DagConfig> dag;
   } model;
   std::vector<TrainableEntry> trainable;
+  struct Esft {
+    std::string experts;  ///< the file that says what `trainable: [esft]` means (peft/esft.h)
+  };
+  std::optional<Esft> esft;
   std::optional<LoraRecipe> lora;
   SaveAs save_as = SaveAs::kAuto;  ///< auto: an adapter with `lora`, else a model
   struct Data {

@@ -1,5 +1,7 @@
 #include "finetune/run.h"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
 #include <limits>
 
@@ -51,6 +53,49 @@ class StepTotals {
   double sum_ = 0.0, weight_ = 0.0, num_tokens_ = 0.0, seconds_ = 0.0;
 };
 
+Ranks& ranks_of(const RunOptions& options) { return options.ranks ? *options.ranks : Ranks::alone(); }
+
+TrainConfig full_config(const Recipe& recipe, const RunOptions& options, const RunSetup& setup, const RunData& data) {
+  TrainConfig config = train_config(recipe, setup);
+  config.num_steps = data.num_steps;
+  config.on_module = options.on_module;
+  return config;
+}
+
+/// What all ranks do together; the first one says when.
+enum class JointTask : std::int64_t { kStep, kValidation, kCheck, kEnd };
+
+bool any_should_stop(const RunOptions& options, Ranks& ranks) { return ranks.min(options.should_stop() ? 0 : 1) == 0; }
+
+/// The other ranks of a run. An error of the first one ends its process, and mpirun ends these.
+void follow(const Recipe& recipe, const RunOptions& options, const RunSetup& setup, RunData& data) {
+  Ranks& ranks = *options.ranks;
+  const auto resumed = options.resume ? newest_checkpoint(recipe.output_dir) : std::nullopt;
+  Decoder model = load_decoder(setup.source, load_options(recipe, setup));
+  Trainer trainer(model, data.train, full_config(recipe, options, setup, data), ranks);
+  if (resumed) trainer.load_state(resumed->path);
+  while (true) {
+    switch (static_cast<JointTask>(ranks.from(0, std::int64_t{0}))) {
+      case JointTask::kStep:
+        try {
+          trainer.step();
+          any_should_stop(options, ranks);
+        } catch (const NumericsError&) {
+          // The first rank has the same one; it saves and reports.
+        }
+        break;
+      case JointTask::kValidation:
+        validation_loss(model, *data.valid, recipe.batch.micro_batch_tokens, ranks);
+        break;
+      case JointTask::kCheck:
+        trainer.check_equal_ranks();
+        break;
+      case JointTask::kEnd:
+        return;
+    }
+  }
+}
+
 /// One run from its first or resumed step to its end.
 class Run {
  public:
@@ -59,19 +104,23 @@ class Run {
         options_(options),
         setup_(setup),
         data_(data),
+        ranks_(ranks_of(options)),
         config_(full_config(recipe, options, setup, data)),
         resumed_(options.resume ? newest_checkpoint(recipe.output_dir) : std::nullopt),
         model_(load_run_model(recipe, setup)),
-        trainer_(model_, data.train, config_),
+        trainer_(model_, data.train, config_, ranks_),
         folder_(open_folder()),
         history_(recipe.eval.early_stopping_min_delta),
         totals_(config_.num_steps),
         flops_per_token_(step_flops(setup, {.tokens = 1, .supervised_tokens = 0}, recipe.recompute)),
         flops_per_target_(step_flops(setup, {.tokens = 0, .supervised_tokens = 1}, recipe.recompute)) {
-    if (options_.measure_gemm_peak) gemm_peak_ = options_.measure_gemm_peak(model_.compute_dtype);
+    // The peak of one rank is no measure for several.
+    if (options_.measure_gemm_peak && ranks_.count() == 1)
+      gemm_peak_ = options_.measure_gemm_peak(model_.compute_dtype);
   }
 
   RunResult run() {
+    check_equal_ranks();
     for (const Json& line : folder_.earlier_lines()) remember(line);
     if (!resumed_) begin();
     const StreamCounters counted_before = data_.train.counters();
@@ -85,6 +134,7 @@ class Run {
     // A run of so many steps never packs its samples beforehand: what was cut is known only now.
     if (!recipe_.epochs) report_cuts(counted_before, data_.train.counters(), 1, recipe_.data.max_seq_len);
     if (!result_.interrupted) finish();
+    begin_jointly(JointTask::kEnd);
     report();
     result_.steps = trainer_.num_steps_done();
     result_.train_loss = totals_.loss();
@@ -95,13 +145,7 @@ class Run {
   }
 
  private:
-  static TrainConfig full_config(const Recipe& recipe, const RunOptions& options, const RunSetup& setup,
-                                 const RunData& data) {
-    TrainConfig config = train_config(recipe, setup);
-    config.num_steps = data.num_steps;
-    config.on_module = options.on_module;
-    return config;
-  }
+  void begin_jointly(JointTask task) const { ranks_.from(0, static_cast<std::int64_t>(task)); }
 
   RunFolder open_folder() {
     if (resumed_) {
@@ -111,7 +155,7 @@ class Run {
     }
     const bool has_begun = std::filesystem::exists(std::filesystem::path(recipe_.output_dir) / "environment.json");
     if (options_.resume) log_info(str(recipe_.output_dir, ": no checkpoint yet; the run starts from the beginning"));
-    return options_.resume && has_begun ? RunFolder::reopen(recipe_, -1) : RunFolder::create(recipe_);
+    return options_.resume && has_begun ? RunFolder::reopen(recipe_, -1) : RunFolder::create(recipe_, ranks_.count());
   }
 
   // What a line of metrics.jsonl means for the rest of the run.
@@ -167,7 +211,8 @@ class Run {
   void validate() {
     const std::int64_t step = trainer_.num_steps_done();
     if (data_.valid) {
-      const ValidLoss loss = validation_loss(model_, *data_.valid, recipe_.batch.micro_batch_tokens);
+      begin_jointly(JointTask::kValidation);
+      const ValidLoss loss = validation_loss(model_, *data_.valid, recipe_.batch.micro_batch_tokens, ranks_);
       remember(folder_.write_validation(step, loss));
       log_info(str("step ", step, ": valid loss ", fixed(loss.loss, 4), " nats per token over ",
                    with_commas(loss.supervised_tokens), " tokens"));
@@ -187,7 +232,13 @@ class Run {
     }
   }
 
+  void check_equal_ranks() const {
+    begin_jointly(JointTask::kCheck);
+    trainer_.check_equal_ranks();
+  }
+
   void save() {
+    check_equal_ranks();
     const std::int64_t step = trainer_.num_steps_done();
     result_.output = checkpoint_path(folder_.path(), step);
     folder_.sync();
@@ -198,6 +249,7 @@ class Run {
   }
 
   StepMetrics train_step() {
+    begin_jointly(JointTask::kStep);
     try {
       return trainer_.step();
     } catch (const NumericsError& error) {
@@ -216,6 +268,7 @@ class Run {
 
   void one_step(Progress& progress) {
     const StepMetrics metrics = train_step();
+    const bool should_stop = any_should_stop(options_, ranks_);
     const double share = gemm_share(metrics);
     remember(folder_.write_step(metrics, share));
     if (!metrics.fault.empty()) log_warning(metrics.fault + "; the step was skipped and no weight was changed");
@@ -223,7 +276,7 @@ class Run {
                                       fixed(static_cast<double>(metrics.tokens) / metrics.seconds, 0), " tok/s",
                                       share > 0 ? str("  ", fixed(100 * share, 0), "% of GEMM peak") : ""));
     const bool last = metrics.step == config_.num_steps;
-    result_.interrupted = !last && options_.should_stop();
+    result_.interrupted = !last && should_stop;
     if (!result_.interrupted && !last && is_validation_step()) {
       progress.finish("");
       validate();
@@ -243,6 +296,7 @@ class Run {
     } else {
       validate();
     }
+    check_equal_ranks();
     result_.output = folder_.final_path();
     write_folder_atomically(result_.output, {.replace = true},
                             [this](const std::filesystem::path& path) { save_weights(path); });
@@ -255,6 +309,7 @@ class Run {
   const RunOptions& options_;
   const RunSetup& setup_;
   RunData& data_;
+  Ranks& ranks_;
   TrainConfig config_;
   std::optional<FoundCheckpoint> resumed_;
   Decoder model_;
@@ -277,7 +332,13 @@ RunResult run_finetune(const Recipe& recipe, const RunOptions& options) {
   for (const auto& line : setup.warnings) log_warning(line);
   log_info(group_table(group_rows(setup)));
   RunData data = open_data(recipe);
-  log_info(str(with_commas(data.num_steps), " steps"));
+  const Ranks& ranks = ranks_of(options);
+  if (!ranks.is_first()) {
+    follow(recipe, options, setup, data);
+    return {};
+  }
+  log_info(str(with_commas(data.num_steps), " steps",
+               ranks.count() > 1 ? str(", ", ranks.count(), " processes of ", at::get_num_threads(), " threads") : ""));
   return Run(recipe, options, setup, data).run();
 }
 

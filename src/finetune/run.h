@@ -6,14 +6,16 @@
 #include <optional>
 
 #include "base/json.h"
+#include "finetune/ranks.h"
 #include "finetune/recipe.h"
 #include "model/decoder.h"
 
 namespace dagmoe {
 
 struct RunOptions {
-  bool resume = false;  ///< go on from the newest whole checkpoint of output_dir
-  /// Asked after every step; true ends the run after a clean checkpoint.
+  bool resume = false;     ///< go on from the newest whole checkpoint of output_dir
+  Ranks* ranks = nullptr;  ///< the processes that run it together; nullptr: this one alone
+  /// Asked after every step, on every rank; true ends the run after a clean checkpoint.
   std::function<bool()> should_stop = [] { return false; };
   /// Scores the tasks of eval.tasks: {"arc_easy": {"acc": 0.46, "acc_stderr": 0.02}}. Needed when the recipe has some.
   std::function<Json(const Decoder& model)> evaluate = {};
@@ -38,6 +40,8 @@ struct RunResult {
 /// checkpoints, final/, report. Throws ConfigError for what does not fit the model, InputError for data and files,
 /// NumericsError for a loss or gradient that is not finite: the weights are those before the step, and a checkpoint
 /// has them.
+/// The first rank runs it and the others follow: they take part in steps and validation, write and print nothing, and
+/// get an empty result.
 RunResult run_finetune(const Recipe& recipe, const RunOptions& options);
 
 }  // namespace dagmoe

@@ -43,7 +43,12 @@ Json pieces_of(const Example& example, const Tokenizer& tokenizer) {
 void report_cuts(const StreamCounters& before, const StreamCounters& after, std::int64_t num_passes,
                  std::int64_t max_seq_len) {
   const std::int64_t truncated = (after.truncated - before.truncated) / num_passes,
-                     skipped = (after.without_target - before.without_target) / num_passes;
+                     skipped = (after.without_target - before.without_target) / num_passes,
+                     split = (after.split - before.split) / num_passes;
+  if (split > 0) {
+    log_info(str("train: ", split, " texts are longer than data.max_seq_len (", max_seq_len,
+                 " tokens) and are learnt in parts"));
+  }
   if (truncated > 0) {
     log_warning(str("train: ", truncated, " samples were cut at data.max_seq_len (", max_seq_len,
                     " tokens), so they lost their end token"));

@@ -24,8 +24,8 @@ struct RunData {
 /// Reports on stderr what was read, left out and cut.
 RunData open_data(const Recipe& recipe);
 
-/// Warns of training samples that lost their end, by the counters of a stream at two moments. `num_passes`: how often
-/// it went over its samples between them.
+/// Warns of training samples that lost their end, and tells of texts that were split, by the counters of a stream at
+/// two moments. `num_passes`: how often it went over its samples between them.
 void report_cuts(const StreamCounters& before, const StreamCounters& after, std::int64_t num_passes,
                  std::int64_t max_seq_len);
 

@@ -29,15 +29,18 @@ Json data_hashes(const Recipe& recipe) {
   for (const auto* sources : {&recipe.data.train, &recipe.data.valid}) {
     for (const DataRecipe& source : *sources) data[source.path] = sha256_hex(MappedFile::open(source.path)->text());
   }
+  // What trains is part of what a run begins with.
+  if (recipe.esft) data[recipe.esft->experts] = sha256_hex(MappedFile::open(recipe.esft->experts)->text());
   return data;
 }
 
-Json environment_json(const Recipe& recipe) {
+Json environment_json(const Recipe& recipe, std::int64_t num_processes) {
   return {{"dagmoe", version_text()},
           {"commit", commit_text()},
           {"libtorch", TORCH_VERSION},
           {"device", "cpu"},
           {"instruction_set", isa_name(best_isa())},
+          {"processes", num_processes},
           {"threads", at::get_num_threads()},
           {"data_sha256", data_hashes(recipe)}};
 }
@@ -57,8 +60,9 @@ Json step_json(const StepMetrics& metrics, double gemm_share) {
                {"sequences", metrics.sequences},
                {"tokens_per_second", static_cast<double>(metrics.tokens) / metrics.seconds},
                {"seconds", metrics.seconds},
-               {"peak_rss_bytes", peak_rss_bytes()}};
+               {"peak_rss_bytes", metrics.peak_rss_bytes}};
   if (metrics.label_smoothing_loss != 0) line["label_smoothing_loss"] = metrics.label_smoothing_loss;
+  if (metrics.adapter_balance_loss) line["adapter_balance_loss"] = *metrics.adapter_balance_loss;
   if (gemm_share > 0) line["gemm_share"] = gemm_share;
   if (!metrics.expert_counts.counts_LE.empty()) {
     line["expert_load_max_over_mean"] = metrics.experts.max_over_mean;
@@ -146,7 +150,7 @@ RunFolder::RunFolder(fs::path folder, std::vector<Json> earlier_lines, TensorBoa
       experts_(open_for_appending(folder_ / kExperts)),
       events_(std::move(events)) {}
 
-RunFolder RunFolder::create(const Recipe& recipe) {
+RunFolder RunFolder::create(const Recipe& recipe, std::int64_t num_processes) {
   const fs::path folder = recipe.output_dir;
   if (fs::exists(folder / kMetrics) || fs::exists(folder / "final")) {
     throw ConfigError(str("output_dir: ", folder.string(),
@@ -156,7 +160,7 @@ RunFolder RunFolder::create(const Recipe& recipe) {
   fs::create_directories(folder, error);
   if (error) throw InputError(str(folder.string(), ": cannot be created: ", error.message()));
   write_file_atomically(folder / "recipe.yaml", to_yaml(recipe));
-  write_file_atomically(folder / "environment.json", environment_json(recipe).dump(2) + "\n");
+  write_file_atomically(folder / "environment.json", environment_json(recipe, num_processes).dump(2) + "\n");
   return RunFolder(folder, {}, TensorBoardWriter::create(folder));
 }
 

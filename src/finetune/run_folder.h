@@ -19,7 +19,7 @@ class RunFolder {
  public:
   /// A new run: throws ConfigError when the folder holds a run already (resume it, or choose another), InputError when
   /// it cannot be written.
-  static RunFolder create(const Recipe& recipe);
+  static RunFolder create(const Recipe& recipe, std::int64_t num_processes = 1);
   /// A resumed run: lines and events after `resume_step`, which the next steps write again, are dropped. Warns of every
   /// setting that differs from the recipe of the folder; throws InputError when a data file is not what it was.
   static RunFolder reopen(const Recipe& recipe, std::int64_t resume_step);

@@ -7,9 +7,18 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "peft/esft.h"
 
 namespace dagmoe {
 namespace {
+
+// What the rule esft is about; nothing when no rule says it.
+std::set<std::string> esft_names(const Recipe& recipe, const ModelConfig& config) {
+  if (!recipe.esft || std::ranges::none_of(recipe.trainable, &TrainableEntry::is_esft)) return {};
+  std::vector<std::string> names;
+  for (const auto& [name, shape] : parameter_shapes(config)) names.push_back(name);
+  return esft_parameters(read_esft_config(recipe.esft->experts), names, recipe.esft->experts);
+}
 
 // The recipe's rules; what an adapter adds trains unless one of them is about it.
 std::vector<TrainableEntry> trainable_entries(const Recipe& recipe) {
@@ -19,11 +28,13 @@ std::vector<TrainableEntry> trainable_entries(const Recipe& recipe) {
   return entries;
 }
 
-std::vector<TrainableRule> trainable_rules(const std::vector<TrainableEntry>& entries) {
+std::vector<TrainableRule> trainable_rules(const std::vector<TrainableEntry>& entries,
+                                           const std::set<std::string>& esft) {
   std::vector<TrainableRule> rules;
   for (const TrainableEntry& entry : entries) {
     TrainableRule rule{entry.group, entry.where};
     for (const auto& layers : entry.layers) rule.layers.push_back(*parse_layer_range(layers));
+    if (entry.is_esft()) rule.names = esft;
     rules.push_back(std::move(rule));
   }
   return rules;
@@ -38,6 +49,8 @@ AdapterSpec adapter_spec(const LoraRecipe& lora, const ModelConfig& config) {
                        pattern.alpha.value_or(lora.alpha)});
   }
   AdapterSpec spec{.kind = lora.kind, .init = lora.init, .use_rslora = lora.rslora, .dropout = lora.dropout};
+  if (lora.smore) spec.smore = lora.smore->config;
+  if (lora.smora) spec.smora.num_active = lora.smora->num_active;
   spec.parts = select_targets(rules, changes, adapter_targets(parameter_shapes(config)));
   // A router and experts are changed as whole matrices: their inputs cannot be dropped, nor a row's length be learnt.
   std::vector<std::string> issues;
@@ -45,16 +58,22 @@ AdapterSpec adapter_spec(const LoraRecipe& lora, const ModelConfig& config) {
     const bool is_whole =
         part.target.num_experts > 0 || part.target.group == "router" || part.target.group == "lm_head";
     if (!is_whole) continue;
-    const char* setting = lora.dropout > 0                  ? "dropout"
-                          : lora.kind == AdapterKind::kDora ? "kind dora"
-                          : lora.init == LoraInit::kPissa   ? "init pissa"
-                                                            : nullptr;
+    const char* setting = lora.dropout > 0                   ? "dropout"
+                          : lora.kind == AdapterKind::kDora  ? "kind dora"
+                          : lora.kind == AdapterKind::kSmore ? "kind smore"
+                          : lora.kind == AdapterKind::kSmora ? "kind smora"
+                          : lora.init == LoraInit::kPissa    ? "init pissa"
+                                                             : nullptr;
     if (setting == nullptr) continue;
     issues.push_back(str(lora.where, ": lora: ", setting, " is not possible for '", part.target.group, "' (",
                          part.target.module, "); leave it out, or take these out of targets"));
     break;
   }
   if (!issues.empty()) throw ConfigError(std::move(issues), "");
+  for (const AdapterPart& part : spec.parts) {  // other ranks of lora.patterns
+    if (spec.kind == AdapterKind::kSmora)
+      check(spec.smora_of(part), str(lora.where, ": lora (", part.target.module, ")"));
+  }
   return spec;
 }
 
@@ -156,7 +175,8 @@ MemoryParts memory_of(const RunParameter& parameter, const Recipe& recipe, std::
 
 // LoRA+ gives B and, as peft does, the vectors of an adapter another rate.
 double rate_factor(const Recipe& recipe, const std::string& name) {
-  const bool is_faster = name.ends_with(".lora_B.weight") || name.ends_with(".lora_magnitude_vector");
+  const bool is_faster =
+      name.ends_with(".lora_B.weight") || name.ends_with(".lora_magnitude_vector") || name.ends_with(".smora_B.weight");
   return recipe.lora && is_faster ? recipe.lora->lr_ratio : 1.0;
 }
 
@@ -203,7 +223,8 @@ RunSetup prepare_run(const Recipe& recipe) {
   std::vector<std::string> names;
   for (const auto& [name, shape] : shapes) names.push_back(name);
   const std::vector<TrainableEntry> entries = trainable_entries(recipe);
-  const TrainableSelection selection = select_trainable(trainable_rules(entries), names);
+  const TrainableSelection selection =
+      select_trainable(trainable_rules(entries, esft_names(recipe, setup.config)), names);
   setup.parameters = run_parameters(recipe, shapes, setup.source, entries, selection);
   check_adapted(setup.adapter, setup.parameters, recipe);
   setup.router_gets_gradient = trains_before_a_router(setup.parameters, setup.adapter);
@@ -230,7 +251,11 @@ LoadOptions load_options(const Recipe& recipe, const RunSetup& setup) {
 
 Decoder load_run_model(const Recipe& recipe, const RunSetup& setup) {
   Decoder model = load_decoder(setup.source, load_options(recipe, setup));
-  if (!setup.adapter.parts.empty()) attach_new_adapter(model, setup.adapter, static_cast<std::uint64_t>(recipe.seed));
+  if (setup.adapter.parts.empty()) return model;
+  attach_new_adapter(model, setup.adapter, static_cast<std::uint64_t>(recipe.seed));
+  std::map<std::string, bool> is_trainable;
+  for (const RunParameter& parameter : setup.parameters) is_trainable[parameter.name] = parameter.is_trainable;
+  for (const auto& [name, tensor] : model.adapter_parameters()) tensor->set_requires_grad(is_trainable.at(name));
   return model;
 }
 
@@ -266,6 +291,8 @@ TrainConfig train_config(const Recipe& recipe, const RunSetup& setup) {
   }
   config.balance_scope = recipe.router_aux_loss_scope;
   config.router_bias_update_rate = recipe.router_bias_update_rate;
+  if (recipe.lora && recipe.lora->smore) config.adapter_balance_coef = recipe.lora->smore->balance_coef;
+  if (recipe.lora && recipe.lora->smora) config.adapter_bias_update_rate = recipe.lora->smora->bias_update_rate;
   config.recompute = recipe.recompute;
   config.max_skipped_steps = recipe.max_skipped_steps;
   config.seed = static_cast<std::uint64_t>(recipe.seed);
@@ -280,7 +307,9 @@ std::vector<SourceConfig> data_sources(const Recipe& recipe, const std::vector<D
     SourceConfig source;
     source.path = from.path;
     source.format = from.format;
-    if (from.prompt_template == "auto") {
+    if (from.format == RecordFormat::kText) {
+      // No template, so that a model's own need not be known.
+    } else if (from.prompt_template == "auto") {
       source.chat = chat_format_of(recipe.model.path).value_or(chat_format(PromptTemplate::kAlpaca));
     } else {
       source.chat = chat_format(*prompt_template_named(from.prompt_template), recipe.model.path);

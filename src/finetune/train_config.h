@@ -31,10 +31,12 @@ struct TrainConfig {
   double label_smoothing = 0.0, neftune_alpha = 0.0;
   double aux_loss_coef = 0.0, z_loss_coef = 0.0;
   BalanceScope balance_scope = BalanceScope::kGlobal;
-  double router_bias_update_rate = 0.0;  ///< 0: the selection bias stays as it is
-  bool recompute = false;                ///< ForwardOptions::recompute
-  std::int64_t max_skipped_steps = 0;    ///< steps without a finite loss or gradient that leave the weights and go on
-  std::uint64_t seed = 0;                ///< of noise
+  double router_bias_update_rate = 0.0;   ///< 0: the selection bias stays as it is
+  double adapter_balance_coef = 0.0;      ///< of the mean over S'MoRE adapters of their balance loss
+  double adapter_bias_update_rate = 0.0;  ///< of SMoRA adapters
+  bool recompute = false;                 ///< ForwardOptions::recompute
+  std::int64_t max_skipped_steps = 0;     ///< steps without a finite loss or gradient that leave the weights and go on
+  std::uint64_t seed = 0;                 ///< of noise
   /// Sees, and may change, the activations of every forward pass: for tests that inject faults.
   std::function<void(const std::string& module, const at::Tensor& output_TD)> on_module = {};
 };

@@ -5,8 +5,12 @@
 #include <chrono>
 #include <cmath>
 #include <cstring>
+#include <limits>
+#include <span>
+#include <string_view>
 
 #include "base/atomic_file.h"
+#include "base/environment.h"
 #include "base/error.h"
 #include "base/json.h"
 #include "base/text.h"
@@ -52,6 +56,19 @@ std::uint64_t noise_seed(std::uint64_t seed, std::int64_t step) {
   return x ^ (x >> 31);
 }
 
+double count_smores(Decoder& model) {
+  double count = 0;
+  for (const auto& [name, linear] : model.linears()) {
+    for (const MixtureAdapter& adapter : linear->mixtures) count += std::holds_alternative<Smore>(adapter.tensors);
+  }
+  return count;
+}
+
+// A mean over the tokens of a step: each micro batch weighs by its share of them.
+double token_share(const StepBatch& batch, std::size_t micro_batch) {
+  return static_cast<double>(batch.micro_batches[micro_batch].num_tokens()) / static_cast<double>(batch.num_tokens);
+}
+
 std::map<std::string, double> norms_by_group(const std::vector<TrainedParameter>& parameters,
                                              const std::vector<double>& norms) {
   std::map<std::string, std::vector<double>> parts;
@@ -69,30 +86,41 @@ ModelInput model_input(const PackedBatch& batch) {
 
 at::Tensor label_tensor(const PackedBatch& batch) { return int64_view(batch.labels); }
 
-ValidLoss validation_loss(const Decoder& model, ExampleStream& stream, std::int64_t micro_batch_tokens) {
+ValidLoss validation_loss(const Decoder& model, ExampleStream& stream, std::int64_t micro_batch_tokens, Ranks& ranks) {
   const at::NoGradGuard no_grad;
   ValidLoss result;
   double sum = 0.0;
+  std::int64_t turn = 0;
   const StepBatchConfig config{
       .step_tokens = micro_batch_tokens, .step_sequences = 0, .micro_batch_tokens = micro_batch_tokens};
   stream.seek({});
   while (auto step = next_step_batch(stream, config)) {
     for (const PackedBatch& batch : step->micro_batches) {
+      if (turn++ % ranks.count() != ranks.number()) continue;
       const ModelOutput output = model.forward(model_input(batch));
       sum += masked_cross_entropy(output.hidden_TD, model.output_weight(), label_tensor(batch), 1.0).item<double>();
     }
     result.supervised_tokens += step->num_targets;
     result.sequences += step->num_examples;
   }
+  ranks.sum(std::span(&sum, 1));
   result.loss = result.supervised_tokens == 0 ? 0.0 : sum / static_cast<double>(result.supervised_tokens);
   return result;
 }
 
-Trainer::Trainer(Decoder& model, ExampleStream& train_data, const TrainConfig& config)
+Trainer::Trainer(Decoder& model, ExampleStream& train_data, const TrainConfig& config, Ranks& ranks)
     : model_(model),
       train_data_(train_data),
       config_(config),
-      optimizer_(Optimizer::create(trained_parameters(model, config), config.optimizer)) {}
+      ranks_(ranks),
+      optimizer_(Optimizer::create(trained_parameters(model, config), config.optimizer)),
+      num_smores_(count_smores(model)) {
+  config_.batch.num_takers = ranks.count();
+}
+
+bool Trainer::takes(std::size_t micro_batch) const {
+  return static_cast<std::int64_t>(micro_batch) % ranks_.count() == ranks_.number();
+}
 
 StepBatch Trainer::next_batch() {
   auto batch = next_step_batch(train_data_, config_.batch);
@@ -112,6 +140,8 @@ ForwardOptions Trainer::forward_options(const StepBatch& batch, std::size_t micr
   options.noise_seed = noise_seed(config_.seed, num_steps_done_);
   for (std::size_t m = 0; m < micro_batch; ++m) options.first_sequence += batch.micro_batches[m].num_segments();
   options.adapter_dropout = true;
+  if (num_smores_ > 0)
+    options.adapter_balance_weight = config_.adapter_balance_coef * token_share(batch, micro_batch) / num_smores_;
   options.on_module = config_.on_module;
   return options;
 }
@@ -120,16 +150,89 @@ ExpertCounts Trainer::count_experts(const StepBatch& batch) const {
   const at::NoGradGuard no_grad;
   ExpertCounts counts;
   for (std::size_t m = 0; m < batch.micro_batches.size(); ++m) {
+    if (!takes(m)) continue;
     const ModelOutput output = model_.forward(model_input(batch.micro_batches[m]), forward_options(batch, m));
     counts += expert_counts(output.routing, model_.config.moe->num_experts);
   }
+  sum_over_ranks(counts);
   return counts;
+}
+
+// A rank without a micro batch of the step has no rows yet.
+void Trainer::sum_over_ranks(ExpertCounts& counts) const {
+  if (ranks_.count() == 1 || !model_.config.moe) return;
+  std::size_t num_layers = 0;
+  for (std::int64_t n = 0; n < model_.config.num_hidden_layers; ++n) num_layers += model_.config.is_moe_layer(n);
+  counts.counts_LE.resize(num_layers);
+  for (auto& counts_E : counts.counts_LE) {
+    counts_E.resize(static_cast<std::size_t>(model_.config.moe->num_experts));
+    ranks_.sum(counts_E);
+  }
+  ranks_.sum(std::span(&counts.num_tokens, 1));
+}
+
+void Trainer::sum_over_ranks(StepMetrics& metrics, RouterSums& router) const {
+  if (ranks_.count() == 1) return;
+  for (double* sum : {&metrics.loss, &metrics.label_smoothing_loss, &metrics.aux_loss, &metrics.z_loss})
+    ranks_.sum(std::span(sum, 1));
+  if (num_smores_ > 0) {
+    double balance = metrics.adapter_balance_loss.value_or(0.0);
+    ranks_.sum(std::span(&balance, 1));
+    metrics.adapter_balance_loss = balance;
+  }
+  // A rank without a micro batch of the step has counted nothing.
+  for (const auto& [module, linear] : model_.linears()) {
+    for (const MixtureAdapter& adapter : linear->mixtures) {
+      const auto* smora = std::get_if<Smora>(&adapter.tensors);
+      if (smora == nullptr) continue;
+      std::vector<std::int64_t>& counts_R = metrics.rank_counts[adapter.id];
+      counts_R.resize(static_cast<std::size_t>(smora->bias_R.size(0)));
+      ranks_.sum(counts_R);
+    }
+  }
+  sum_over_ranks(metrics.expert_counts);
+  router.probability_sums_LE.resize(metrics.expert_counts.counts_LE.size());
+  for (auto& sums_E : router.probability_sums_LE) {
+    sums_E.resize(static_cast<std::size_t>(model_.config.moe->num_experts));
+    ranks_.sum(sums_E);
+  }
+}
+
+// A parameter that no rank has a gradient of stays without one, as in a single process.
+void Trainer::sum_gradients() {
+  if (ranks_.count() == 1) return;
+  const std::vector<TrainedParameter>& parameters = optimizer_->parameters();
+  std::vector<std::int64_t> num_defined;
+  for (const TrainedParameter& parameter : parameters) num_defined.push_back(parameter.tensor.grad().defined());
+  ranks_.sum(num_defined);
+  for (std::size_t i = 0; i < parameters.size(); ++i) {
+    if (num_defined[i] == 0) continue;
+    at::Tensor& gradient = parameters[i].tensor.mutable_grad();
+    gradient = gradient.defined() ? gradient.contiguous()
+                                  : at::zeros(parameters[i].tensor.sizes(), parameters[i].tensor.options());
+    sum_over(ranks_, gradient);
+  }
+}
+
+std::optional<Trainer::Fault> Trainer::agree(const std::optional<Fault>& own) const {
+  constexpr std::int64_t kNone = std::numeric_limits<std::int64_t>::max();
+  const std::int64_t first = ranks_.min(own ? static_cast<std::int64_t>(own->micro_batch) : kNone);
+  if (first == kNone) return std::nullopt;
+  return Fault{static_cast<std::size_t>(first), ranks_.from(first % ranks_.count(), own ? own->place : "")};
 }
 
 bool Trainer::accumulate(const StepBatch& batch, std::size_t micro_batch, const ExpertCounts* step_counts,
                          StepMetrics& metrics, RouterSums& router) {
   const PackedBatch& micro = batch.micro_batches[micro_batch];
-  const ModelOutput output = model_.forward(model_input(micro), forward_options(batch, micro_batch));
+  AdapterUse adapter_use;
+  ForwardOptions options = forward_options(batch, micro_batch);
+  options.adapter_use = &adapter_use;
+  const ModelOutput output = model_.forward(model_input(micro), options);
+  const double share = token_share(batch, micro_batch);
+  if (num_smores_ > 0)
+    metrics.adapter_balance_loss =
+        metrics.adapter_balance_loss.value_or(0.0) + share * adapter_use.balance_sum / num_smores_;
+  add_counts(metrics.rank_counts, adapter_use.rank_counts);
   const SmoothedCrossEntropy cross_entropy =
       smoothed_cross_entropy(output.hidden_TD, model_.output_weight(), label_tensor(micro),
                              1.0 / static_cast<double>(batch.num_targets), config_.label_smoothing);
@@ -139,8 +242,6 @@ bool Trainer::accumulate(const StepBatch& batch, std::size_t micro_batch, const 
   if (!output.routing.empty()) {
     const MoeConfig& moe = *model_.config.moe;
     const ExpertCounts counts = expert_counts(output.routing, moe.num_experts);
-    // A mean over tokens: each micro batch weighs by its share of the step's tokens.
-    const double share = static_cast<double>(micro.num_tokens()) / static_cast<double>(batch.num_tokens);
     if (config_.aux_loss_coef > 0) {
       const at::Tensor balance = load_balancing_loss(output.routing, moe, step_counts ? *step_counts : counts);
       objective = objective + balance * (config_.aux_loss_coef * share);
@@ -157,16 +258,24 @@ bool Trainer::accumulate(const StepBatch& batch, std::size_t micro_batch, const 
   return true;
 }
 
+std::optional<Trainer::Fault> Trainer::accumulate_own(const StepBatch& batch, const ExpertCounts* step_counts,
+                                                      StepMetrics& metrics, RouterSums& router) {
+  for (std::size_t m = 0; m < batch.micro_batches.size(); ++m) {
+    if (takes(m) && !accumulate(batch, m, step_counts, metrics, router)) return find_forward_fault(batch, m);
+  }
+  return std::nullopt;
+}
+
 std::optional<Trainer::Fault> Trainer::accumulate_all(const StepBatch& batch, StepMetrics& metrics) {
   // One micro batch is the step; several have to be counted before the first of them can be weighed.
   const bool counts_first = config_.balance_scope == BalanceScope::kGlobal && config_.aux_loss_coef > 0 &&
                             model_.config.moe && batch.micro_batches.size() > 1;
   const ExpertCounts step_counts = counts_first ? count_experts(batch) : ExpertCounts{};
   RouterSums router;
-  for (std::size_t m = 0; m < batch.micro_batches.size(); ++m) {
-    if (!accumulate(batch, m, counts_first ? &step_counts : nullptr, metrics, router))
-      return find_forward_fault(batch, m);
-  }
+  const auto fault = agree(accumulate_own(batch, counts_first ? &step_counts : nullptr, metrics, router));
+  if (fault) return fault;
+  sum_over_ranks(metrics, router);
+  sum_gradients();
   if (!metrics.expert_counts.counts_LE.empty()) {
     const bool pooled = config_.balance_scope == BalanceScope::kGlobal || config_.aux_loss_coef == 0;
     if (pooled) metrics.aux_loss = balance_of(router, metrics.expert_counts);
@@ -212,8 +321,12 @@ StepMetrics Trainer::step() {
     optimizer_->step(metrics.lr, clips ? config_.max_grad_norm / metrics.grad_norm : 1.0);
     if (config_.router_bias_update_rate > 0)
       update_router_bias(model_, metrics.expert_counts, config_.router_bias_update_rate);
+    if (config_.adapter_bias_update_rate > 0)
+      update_adapter_bias(model_, metrics.rank_counts, config_.adapter_bias_update_rate);
   }
   ++num_steps_done_;
+  metrics.peak_rss_bytes = peak_rss_bytes();
+  ranks_.sum(std::span(&metrics.peak_rss_bytes, 1));
   metrics.seconds = std::chrono::duration<double>(Clock::now() - started).count();
   return metrics;
 }
@@ -248,8 +361,9 @@ Trainer::Fault Trainer::find_forward_fault(const StepBatch& batch, std::size_t m
 // The micro batches run again one by one. An activation of a token outside the loss can be at fault, too: it shows
 // first in a gradient. Backward goes from the last module to the first, so the last parameter whose gradient is not
 // finite is the one next to the cause.
-Trainer::Fault Trainer::find_gradient_fault(const StepBatch& batch) {
+std::optional<Trainer::Fault> Trainer::find_own_gradient_fault(const StepBatch& batch) {
   for (std::size_t m = 0; m < batch.micro_batches.size(); ++m) {
+    if (!takes(m)) continue;
     clear_gradients();
     StepMetrics unused;
     RouterSums unused_sums;
@@ -259,9 +373,14 @@ Trainer::Fault Trainer::find_gradient_fault(const StepBatch& batch) {
       const at::Tensor& gradient = parameter->tensor.grad();
       if (!gradient.defined() || is_finite(gradient)) continue;
       const std::string activation = find_bad_activation(batch, m);
-      return {m, activation.empty() ? str("the gradient of ", parameter->name) : activation};
+      return Fault{m, activation.empty() ? str("the gradient of ", parameter->name) : activation};
     }
   }
+  return std::nullopt;
+}
+
+Trainer::Fault Trainer::find_gradient_fault(const StepBatch& batch) {
+  if (const auto fault = agree(find_own_gradient_fault(batch))) return *fault;
   return {batch.micro_batches.size() - 1, "the norm of all gradients together"};
 }
 
@@ -276,16 +395,26 @@ std::vector<StateTensor> Trainer::saved_tensors() const {
   return tensors;
 }
 
+void Trainer::check_equal_ranks() const {
+  if (ranks_.count() == 1) return;
+  for (const auto& [name, tensor] : saved_tensors()) {
+    const auto hash = static_cast<std::int64_t>(
+        std::hash<std::string_view>()({static_cast<const char*>(tensor.const_data_ptr()), tensor.nbytes()}));
+    if (ranks_.min(hash == ranks_.from(0, hash)) == 0) {
+      throw InternalError(str("step ", num_steps_done_, ": the processes no longer agree on ", name,
+                              "; are their machines of one kind?"));
+    }
+  }
+}
+
 void Trainer::save_state(const std::filesystem::path& folder) const {
   std::vector<TensorSource> tensors;
   for (const auto& [name, tensor] : saved_tensors()) tensors.push_back(tensor_source(name, tensor));
   write_safetensors(folder / kTensorFile, std::move(tensors));
   const StreamPosition position = train_data_.position();
-  const Json state = {{"step", num_steps_done_},
-                      {"optimizer_steps", optimizer_->num_steps()},
-                      {"skipped_steps", num_skipped_},
-                      {"epoch", position.epoch},
-                      {"next_index", position.next_index}};
+  const Json state = {{"step", num_steps_done_},           {"optimizer_steps", optimizer_->num_steps()},
+                      {"skipped_steps", num_skipped_},     {"epoch", position.epoch},
+                      {"next_index", position.next_index}, {"next_token", position.next_token}};
   write_file_atomically(folder / kStateFile, state.dump(2) + "\n");
 }
 
@@ -313,7 +442,8 @@ void Trainer::load_state(const std::filesystem::path& folder) {
   num_steps_done_ = json_int(state, "step", where);
   num_skipped_ = json_int(state, "skipped_steps", where);
   optimizer_->set_num_steps(json_int(state, "optimizer_steps", where));
-  train_data_.seek({json_int(state, "epoch", where), json_int(state, "next_index", where)});
+  train_data_.seek(
+      {json_int(state, "epoch", where), json_int(state, "next_index", where), json_int(state, "next_token", where)});
 }
 
 }  // namespace dagmoe

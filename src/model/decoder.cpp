@@ -53,11 +53,12 @@ at::Tensor expert_ffn(const at::Tensor& x_RD, const Experts& experts, const std:
              up_RF = expert_linear(x_RD, experts.up_FD, counts_E);
   if (!experts.gate_up_adapters.empty()) {
     const auto deltas = expert_deltas(x_RD, experts.gate_up_adapters, counts_E).chunk(2, 1);
-    gate_RF = gate_RF + deltas[0], up_RF = up_RF + deltas[1];
+    gate_RF.add_(deltas[0]), up_RF.add_(deltas[1]);  // in place: no more memory than without adapters
   }
   const at::Tensor inner_RF = swiglu(gate_RF, up_RF);
-  const at::Tensor out_RD = expert_linear(inner_RF, experts.down_DF, counts_E);
-  return experts.down_adapters.empty() ? out_RD : out_RD + expert_deltas(inner_RF, experts.down_adapters, counts_E);
+  at::Tensor out_RD = expert_linear(inner_RF, experts.down_DF, counts_E);
+  if (!experts.down_adapters.empty()) out_RD.add_(expert_deltas(inner_RF, experts.down_adapters, counts_E));
+  return out_RD;
 }
 
 at::Tensor feed_forward_part(const at::Tensor& x_TD, const FeedForward& part, const AdapterPass& pass) {
@@ -202,12 +203,21 @@ ParameterList parameter_list(Decoder& model) {
   return list;
 }
 
+void add_mixture_tensors(const std::string& module, Linear& linear, bool buffers, std::vector<NamedTensor>& named) {
+  for (MixtureAdapter& adapter : linear.mixtures) {
+    for (const AdapterTensor& part : adapter_tensors(adapter)) {
+      if (part.is_buffer == buffers) named.push_back({module + "." + part.name, part.tensor});
+    }
+  }
+}
+
 void add_linear_adapters(const std::string& module, Linear& linear, std::vector<NamedTensor>& named) {
   for (LoraAdapter& adapter : linear.adapters) {
     named.push_back({module + ".lora_A.weight", &adapter.a_RI});
     named.push_back({module + ".lora_B.weight", &adapter.b_OR});
     if (adapter.magnitude_O.defined()) named.push_back({module + ".lora_magnitude_vector", &adapter.magnitude_O});
   }
+  add_mixture_tensors(module, linear, /*buffers=*/false, named);
 }
 
 void add_expert_adapters(const std::string& module, std::vector<ExpertLora>& adapters,
@@ -245,6 +255,7 @@ std::vector<NamedTensor> Decoder::adapter_buffers() {
       named.push_back({module + ".lora_A.initial", &adapter.initial_a_RI});
       named.push_back({module + ".lora_B.initial", &adapter.initial_b_OR});
     }
+    add_mixture_tensors(module, *linear, /*buffers=*/true, named);
   }
   return named;
 }
@@ -290,7 +301,7 @@ LayerOutput Decoder::feed_forward(std::int64_t layer_index, const at::Tensor& hi
 LayerOutput Decoder::run_layer(std::int64_t layer_index, const at::Tensor& hidden_TD, const Sequences& sequences,
                                const at::Tensor& expert_ids_TK, const ForwardOptions& options) const {
   const DecoderLayer& layer = layers[static_cast<std::size_t>(layer_index)];
-  const AdapterPass pass = sequences.adapter_pass();
+  const AdapterPass pass = sequences.adapter_pass(options);
   const at::Tensor x_TD = rms_norm(hidden_TD, layer.input_norm_D, config.rms_norm_eps);
   const QueryKeyValue qkv = project_qkv(layer.attention, config, x_TD, sequences.rope, pass);
   const at::Tensor attended_THd =
@@ -325,9 +336,9 @@ LayerOutput Decoder::run_layer_recomputed(std::int64_t layer_index, const at::Te
 }
 
 ModelOutput Decoder::forward(const ModelInput& input, const ForwardOptions& options) const {
-  const auto sequences =
-      std::make_shared<const Sequences>(Sequences{rope_tables_at(input.position_ids_T), input.segment_offsets,
-                                                  options.adapter_dropout, options.noise_seed, options.first_sequence});
+  const auto sequences = std::make_shared<const Sequences>(
+      Sequences{rope_tables_at(input.position_ids_T), input.segment_offsets, options.adapter_dropout,
+                options.noise_seed, options.first_sequence, options.adapter_balance_weight});
   ModelOutput output;
   at::Tensor hidden_TD = embed(input, options);
   if (options.on_module) options.on_module("model.embed_tokens", hidden_TD);
@@ -426,6 +437,17 @@ void update_router_bias(Decoder& model, const ExpertCounts& counts, double rate)
   if (num_moe_layers != counts.counts_LE.size()) {
     throw InternalError(
         str("router bias: counts of ", counts.counts_LE.size(), " layers for ", num_moe_layers, " with experts"));
+  }
+}
+
+void update_adapter_bias(Decoder& model, const RankCounts& counts, double rate) {
+  for (auto& [module, linear] : model.linears()) {
+    for (MixtureAdapter& adapter : linear->mixtures) {
+      auto* smora = std::get_if<Smora>(&adapter.tensors);
+      const auto found = counts.find(adapter.id);
+      if (smora == nullptr || found == counts.end()) continue;
+      smora->bias_R = updated_smora_bias(smora->bias_R, found->second, rate);
+    }
   }
 }
 

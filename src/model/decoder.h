@@ -42,6 +42,10 @@ struct ForwardOptions {
   std::int64_t first_sequence = 0;
   /// Whether adapters drop inputs, by the same two numbers.
   bool adapter_dropout = false;
+  /// What the balance loss of each S'MoRE adapter weighs in the gradient (AdapterPass::balance_weight).
+  double adapter_balance_weight = 0.0;
+  /// Gets what adapters that are mixtures choose, in the forward pass alone.
+  AdapterUse* adapter_use = nullptr;
 };
 
 struct ModelOutput {
@@ -117,7 +121,8 @@ class Decoder {
   /// The factors and magnitudes of all adapters: "model.layers.3.self_attn.q_proj.lora_A.weight",
   /// "model.layers.3.mlp.experts.gate_up_proj.lora_B.weight".
   std::vector<NamedTensor> adapter_parameters();
-  /// What adapters hold besides parameters: PiSSA's start, "model.layers.3.self_attn.q_proj.lora_A.initial".
+  /// What adapters hold besides parameters: PiSSA's start, "model.layers.3.self_attn.q_proj.lora_A.initial", and the
+  /// bias of SMoRA, "model.layers.3.self_attn.q_proj.smora_gate.bias".
   std::vector<NamedTensor> adapter_buffers();
   /// parameters() and adapter_parameters().
   std::vector<NamedTensor> all_parameters();
@@ -140,8 +145,10 @@ class Decoder {
     bool adapter_dropout = false;
     std::uint64_t noise_seed = 0;
     std::int64_t first_sequence = 0;
-    AdapterPass adapter_pass() const {
-      return {adapter_dropout ? &segment_offsets : nullptr, noise_seed, first_sequence};
+    double adapter_balance_weight = 0.0;
+    AdapterPass adapter_pass(const ForwardOptions& options) const {
+      return {adapter_dropout ? &segment_offsets : nullptr, noise_seed, first_sequence, adapter_balance_weight,
+              options.adapter_use};
     }
   };
 
@@ -160,6 +167,9 @@ class Decoder {
 /// One step of balancing without a loss for every layer that has a router bias (router.h). `counts` are those of the
 /// optimizer step. Throws InternalError when they are of another number of layers.
 void update_router_bias(Decoder& model, const ExpertCounts& counts, double rate);
+
+/// One step of balancing for every SMoRA adapter that `counts`, those of the optimizer step, has.
+void update_adapter_bias(Decoder& model, const RankCounts& counts, double rate);
 
 /// Random weights: N(0, initializer_range^2) for matrices, ones for norms, zero for every DAG up_proj (method.md 1.1).
 void initialize_parameters(Decoder& model, std::uint64_t seed);

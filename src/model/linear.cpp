@@ -11,8 +11,9 @@ at::Tensor linear(const at::Tensor& x_XI, const Linear& layer, const AdapterPass
   };
   const at::Tensor y_XO = layer.bias.defined() ? at::linear(x_XI, cast(layer.weight), cast(layer.bias))
                                                : at::linear(x_XI, cast(layer.weight));
-  if (layer.adapters.empty()) return y_XO;
-  return add_adapters(y_XO, x_XI, layer.weight, layer.bias, layer.adapters, pass);
+  const at::Tensor sum_XO =
+      layer.adapters.empty() ? y_XO : add_adapters(y_XO, x_XI, layer.weight, layer.bias, layer.adapters, pass);
+  return layer.mixtures.empty() ? sum_XO : add_mixtures(sum_XO, x_XI, layer.mixtures, pass);
 }
 
 }  // namespace dagmoe

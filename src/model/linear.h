@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "peft/lora.h"
+#include "peft/mixture.h"
 
 namespace dagmoe {
 
@@ -12,6 +13,7 @@ namespace dagmoe {
 struct Linear {
   at::Tensor weight, bias;
   std::vector<LoraAdapter> adapters = {};
+  std::vector<MixtureAdapter> mixtures = {};
 };
 
 /// In the dtype of x, to which weights are cast where they differ.

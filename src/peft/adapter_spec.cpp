@@ -18,6 +18,15 @@ constexpr std::string_view kWeight = ".weight", kExperts = ".mlp.experts.";
 // The end of a module's name: "q_proj".
 std::string_view last_part(std::string_view module) { return module.substr(module.rfind('.') + 1); }
 
+// Either the parameters of a target's mixture or its buffers: SMoRA's last tensor is one.
+void add_mixture(const AdapterSpec& spec, const AdapterPart& part, bool buffers, NamedShapes& shapes) {
+  const NamedShapes all = spec.mixture_shapes(part);
+  const std::size_t num_parameters = all.size() - (spec.kind == AdapterKind::kSmora ? 1 : 0);
+  for (std::size_t i = 0; i < all.size(); ++i) {
+    if ((i >= num_parameters) == buffers) shapes.emplace_back(part.target.module + "." + all[i].first, all[i].second);
+  }
+}
+
 }  // namespace
 
 std::vector<AdapterTarget> adapter_targets(const NamedShapes& parameters) {
@@ -52,10 +61,31 @@ double AdapterSpec::scale_of(const AdapterPart& part) const {
   return part.alpha / (use_rslora ? std::sqrt(rank) : rank);
 }
 
+bool is_mixture(AdapterKind kind) { return kind == AdapterKind::kSmore || kind == AdapterKind::kSmora; }
+
+SmoreConfig AdapterSpec::smore_of(const AdapterPart& part) const {
+  SmoreConfig config = smore;
+  config.alpha = part.alpha;
+  return config;
+}
+
+SmoraConfig AdapterSpec::smora_of(const AdapterPart& part) const {
+  return {.rank = part.rank, .num_active = smora.num_active, .alpha = part.alpha};
+}
+
+NamedShapes AdapterSpec::mixture_shapes(const AdapterPart& part) const {
+  return kind == AdapterKind::kSmore ? smore_shapes(smore_of(part), part.target.O, part.target.I)
+                                     : smora_shapes(smora_of(part), part.target.O, part.target.I);
+}
+
 NamedShapes AdapterSpec::parameters() const {
   NamedShapes shapes;
   for (const AdapterPart& part : parts) {
     const AdapterTarget& target = part.target;
+    if (is_mixture(kind)) {
+      add_mixture(*this, part, /*buffers=*/false, shapes);
+      continue;
+    }
     const std::int64_t E = target.num_experts, R = part.rank;
     const auto shape = [E](std::int64_t rows, std::int64_t columns) {
       return E == 0 ? std::vector<std::int64_t>{rows, columns} : std::vector<std::int64_t>{E, rows, columns};
@@ -65,6 +95,13 @@ NamedShapes AdapterSpec::parameters() const {
     if (kind == AdapterKind::kDora)
       shapes.emplace_back(target.module + ".lora_magnitude_vector", std::vector<std::int64_t>{target.O});
   }
+  return shapes;
+}
+
+NamedShapes AdapterSpec::buffers() const {
+  NamedShapes shapes;
+  if (kind != AdapterKind::kSmora) return shapes;
+  for (const AdapterPart& part : parts) add_mixture(*this, part, /*buffers=*/true, shapes);
   return shapes;
 }
 

@@ -7,6 +7,8 @@
 #include <vector>
 
 #include "peft/lora.h"
+#include "peft/smora.h"
+#include "peft/smore.h"
 
 namespace dagmoe {
 
@@ -22,12 +24,14 @@ struct AdapterTarget {
 /// Of the parameters of a model (parameter_shapes), in the order of the forward pass.
 std::vector<AdapterTarget> adapter_targets(const NamedShapes& parameters);
 
-enum class AdapterKind { kLora, kDora };
+enum class AdapterKind { kLora, kDora, kSmore, kSmora };
+/// smore and smora: mixtures of linear layers alone, which depend on the input and cannot be folded into a matrix.
+bool is_mixture(AdapterKind kind);
 
 /// What one target gets.
 struct AdapterPart {
   AdapterTarget target;
-  std::int64_t rank = 0;
+  std::int64_t rank = 0;  ///< S'MoRE has ranks of its own
   double alpha = 0.0;
 };
 
@@ -37,13 +41,22 @@ struct AdapterSpec {
   LoraInit init = LoraInit::kDefault;
   bool use_rslora = false;
   double dropout = 0.0;
+  SmoreConfig smore = {};  ///< of kind smore; alpha is the part's
+  SmoraConfig smora = {};  ///< of kind smora; rank and alpha are the part's
   std::vector<AdapterPart> parts;
 
   /// alpha / R, or alpha / sqrt(R) with use_rslora.
   double scale_of(const AdapterPart& part) const;
+  SmoreConfig smore_of(const AdapterPart& part) const;
+  SmoraConfig smora_of(const AdapterPart& part) const;
+  /// Of a part's mixture, below its module: smore_shapes or smora_shapes.
+  NamedShapes mixture_shapes(const AdapterPart& part) const;
   /// Names and shapes of the parameters that the adapter adds, target by target: lora_A.weight [R, I],
-  /// lora_B.weight [O, R] and, with DoRA, lora_magnitude_vector [O]; of experts [E, R, I] and [E, O, R].
+  /// lora_B.weight [O, R] and, with DoRA, lora_magnitude_vector [O]; of experts [E, R, I] and [E, O, R]. Of
+  /// mixtures those of smore_shapes and smora_shapes, without buffers().
   NamedShapes parameters() const;
+  /// What is saved beside them and never trained: SMoRA's bias, smora_gate.bias [R].
+  NamedShapes buffers() const;
 };
 
 /// A rule of a recipe: which targets, by a group, a module name or its end after a dot ("q_proj"), or a glob over

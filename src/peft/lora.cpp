@@ -5,6 +5,7 @@
 #include <ATen/Parallel.h>
 #include <ATen/ops/linalg_svd.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "base/error.h"
@@ -70,19 +71,20 @@ at::Tensor dora_delta(const at::Tensor& y_XO, const at::Tensor& x_XI, const at::
 
 }  // namespace
 
-at::Tensor add_adapters(const at::Tensor& y_XO, const at::Tensor& x_XI, const at::Tensor& weight_OI,
-                        const at::Tensor& bias_O, const std::vector<LoraAdapter>& adapters, const AdapterPass& pass) {
-  at::Tensor sum_XO = y_XO;
+at::Tensor add_adapters(at::Tensor y_XO, const at::Tensor& x_XI, const at::Tensor& weight_OI, const at::Tensor& bias_O,
+                        const std::vector<LoraAdapter>& adapters, const AdapterPass& pass) {
+  const bool needs_y = std::ranges::any_of(adapters, [](const auto& adapter) { return adapter.magnitude_O.defined(); });
+  at::Tensor sum_XO = needs_y ? y_XO.clone() : y_XO;
   for (const LoraAdapter& adapter : adapters) {
     const bool has_dropout = adapter.dropout > 0 && pass.segment_offsets != nullptr;
     const at::Tensor x = has_dropout ? x_XI * dropout_mask(x_XI, adapter, pass) : x_XI;
     if (adapter.magnitude_O.defined()) {
-      sum_XO = sum_XO + dora_delta(y_XO, x, weight_OI, bias_O, adapter, has_dropout);
+      sum_XO.add_(dora_delta(y_XO, x, weight_OI, bias_O, adapter, has_dropout));
       continue;
     }
-    sum_XO = sum_XO + low_rank(x, adapter.a_RI, adapter.b_OR) * adapter.scale;
+    sum_XO.add_(low_rank(x, adapter.a_RI, adapter.b_OR), adapter.scale);
     if (adapter.initial_a_RI.defined())
-      sum_XO = sum_XO - low_rank(x, adapter.initial_a_RI, adapter.initial_b_OR) * adapter.scale;
+      sum_XO.sub_(low_rank(x, adapter.initial_a_RI, adapter.initial_b_OR), adapter.scale);
   }
   return sum_XO;
 }

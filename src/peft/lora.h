@@ -7,11 +7,15 @@
 
 namespace dagmoe {
 
+struct AdapterUse;  // mixture.h
+
 /// What an adapter needs to know of the pass it runs in. `segment_offsets` as in ModelInput; null: no dropout.
 struct AdapterPass {
   const std::vector<std::int64_t>* segment_offsets = nullptr;
   std::uint64_t seed = 0;           ///< of the optimizer step
   std::int64_t first_sequence = 0;  ///< the number, in the step, of the batch's first sequence
+  double balance_weight = 0.0;      ///< what the balance loss of each S'MoRE weighs in the gradient
+  AdapterUse* use = nullptr;        ///< gets what mixtures choose; null: nobody asks
 };
 
 /// A low-rank change of one linear layer W [O, I] (LoRA, arXiv:2106.09685): W + scale B A. Letters: R rank, I inputs,
@@ -28,13 +32,14 @@ struct LoraAdapter {
   std::uint64_t id = 0;  ///< tells the dropout of one layer from that of another
 };
 
-/// y_XO + what the adapters add to x W^T + b. `y_XO` is that product, bias included; `bias_O` may be undefined.
+/// y_XO + what the adapters add to x W^T + b. `y_XO` is that product, bias included, and may be
+/// overwritten: a sum beside it would cost as much memory again. `bias_O` may be undefined.
 ///   LoRA:  y + scale B (A dropout(x))
 ///   DoRA:  y + (m/n - 1) W x + (m/n) scale B A x, n the row lengths of W + scale B A, taken as constants
 /// With several adapters each changes the base on its own and the changes add up, as peft's active adapters do, but for
 /// a DoRA behind another adapter: peft's scales the rows that the one before has changed, so order counts there.
-at::Tensor add_adapters(const at::Tensor& y_XO, const at::Tensor& x_XI, const at::Tensor& weight_OI,
-                        const at::Tensor& bias_O, const std::vector<LoraAdapter>& adapters, const AdapterPass& pass);
+at::Tensor add_adapters(at::Tensor y_XO, const at::Tensor& x_XI, const at::Tensor& weight_OI, const at::Tensor& bias_O,
+                        const std::vector<LoraAdapter>& adapters, const AdapterPass& pass);
 
 /// The matrix that the adapters make of W, in W's dtype, differentiable with respect to the factors: for merging, and
 /// for matrices that are small or needed as a whole (a router, lm_head). No dropout. W itself without adapters.

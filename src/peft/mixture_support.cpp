@@ -34,6 +34,12 @@ void select_largest(const at::Tensor& scores, const at::Tensor& ids) {
 
 }  // namespace
 
+void throw_config_problems(std::string_view where, const std::vector<std::string>& problems) {
+  std::vector<std::string> issues;
+  for (const std::string& problem : problems) issues.push_back(str(where, ".", problem));
+  if (!issues.empty()) throw ConfigError(std::move(issues), "");
+}
+
 void expect_shapes(std::string_view adapter, const std::vector<NamedShape>& shapes,
                    const std::vector<at::Tensor>& tensors) {
   if (tensors.size() != shapes.size()) {

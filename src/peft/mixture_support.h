@@ -16,6 +16,9 @@ namespace dagmoe {
 /// A parameter of an adapter: its name below the module it adapts, and its shape.
 using NamedShape = std::pair<std::string, std::vector<std::int64_t>>;
 
+/// Throws ConfigError "WHERE.PROBLEM" of all problems, when there is one.
+void throw_config_problems(std::string_view where, const std::vector<std::string>& problems);
+
 /// Throws InternalError unless `tensors` are as many as `shapes`, of these shapes and in this order: what a file holds
 /// is checked where it is read.
 void expect_shapes(std::string_view adapter, const std::vector<NamedShape>& shapes,

@@ -10,17 +10,18 @@
 
 namespace dagmoe {
 
-void check(const SmoraConfig& config, std::string_view where) {
-  std::vector<std::string> issues;
-  if (config.rank < 1) issues.push_back(str(where, ".rank: found ", config.rank, ", expected 1 or more"));
+std::vector<std::string> problems_of(const SmoraConfig& config) {
+  std::vector<std::string> problems;
+  if (config.rank < 1) problems.push_back(str("rank: found ", config.rank, ", expected 1 or more"));
   if (config.num_active < 1 || config.num_active > config.rank) {
-    issues.push_back(str(where, ".num_active: found ", config.num_active, ", expected 1 to rank (", config.rank, ")"));
+    problems.push_back(str("num_active: found ", config.num_active, ", expected 1 to rank (", config.rank, ")"));
   }
-  if (!std::isfinite(config.alpha) || config.alpha <= 0) {
-    issues.push_back(str(where, ".alpha: found ", config.alpha, ", expected a number above 0"));
-  }
-  if (!issues.empty()) throw ConfigError(issues, "");
+  if (!std::isfinite(config.alpha) || config.alpha <= 0)
+    problems.push_back(str("alpha: found ", config.alpha, ", expected a number above 0"));
+  return problems;
 }
+
+void check(const SmoraConfig& config, std::string_view where) { throw_config_problems(where, problems_of(config)); }
 
 std::vector<NamedShape> smora_shapes(const SmoraConfig& config, std::int64_t out, std::int64_t in) {
   const std::int64_t R = config.rank;
@@ -28,6 +29,10 @@ std::vector<NamedShape> smora_shapes(const SmoraConfig& config, std::int64_t out
           {"smora_B.weight", {out, R}},
           {"smora_gate.weight", {R, in}},
           {"smora_gate.bias", {R}}};
+}
+
+std::vector<at::Tensor*> smora_tensors(Smora& adapter) {
+  return {&adapter.A_RI, &adapter.B_OR, &adapter.gate_RI, &adapter.bias_R};
 }
 
 Smora make_smora(const SmoraConfig& config, const std::vector<at::Tensor>& tensors) {

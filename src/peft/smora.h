@@ -23,6 +23,8 @@ struct SmoraConfig {
   double alpha = 16.0;
 };
 
+/// What is wrong with it, "KEY: found X, expected Y" each.
+std::vector<std::string> problems_of(const SmoraConfig& config);
 /// Throws ConfigError with every problem; `where` is the place in the recipe or file.
 void check(const SmoraConfig& config, std::string_view where);
 
@@ -36,7 +38,9 @@ struct Smora {
 /// "smora_A.weight", "smora_B.weight", "smora_gate.weight" and last the buffer "smora_gate.bias", which is saved with
 /// them but no optimizer may touch.
 std::vector<NamedShape> smora_shapes(const SmoraConfig& config, std::int64_t out, std::int64_t in);
-/// From tensors in the order of smora_shapes.
+/// The adapter's tensors in that order.
+std::vector<at::Tensor*> smora_tensors(Smora& adapter);
+/// From tensors in that order.
 Smora make_smora(const SmoraConfig& config, const std::vector<at::Tensor>& tensors);
 /// In place: A and W_g Kaiming uniform (a = sqrt(5)), B and b zero. The update is exactly zero, the gradient of B is
 /// not; A and W_g get theirs from the second step on, as A does in LoRA.

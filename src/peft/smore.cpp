@@ -133,27 +133,27 @@ at::Tensor sum_nodes(const at::Tensor& own_TSD, const at::Tensor& children_TNC, 
 
 }  // namespace
 
-void check(const SmoreConfig& config, std::string_view where) {
-  std::vector<std::string> issues;
-  const std::string at = std::string(where) + ".";
+std::vector<std::string> problems_of(const SmoreConfig& config) {
+  std::vector<std::string> problems;
   const std::size_t L = config.num_experts.size();
-  if (L == 0) issues.push_back(at + "num_experts: found no value, expected one per depth, the leaves first");
-  check_list(config.num_experts, L, at + "num_experts", issues);
-  check_list(config.num_active, L, at + "num_active", issues);
-  check_list(config.ranks, L, at + "ranks", issues);
+  if (L == 0) problems.push_back("num_experts: found no value, expected one per depth, the leaves first");
+  check_list(config.num_experts, L, "num_experts", problems);
+  check_list(config.num_active, L, "num_active", problems);
+  check_list(config.ranks, L, "ranks", problems);
   for (std::size_t l = 0; l < std::min(L, config.num_active.size()); ++l) {
     if (config.num_active[l] > config.num_experts[l]) {
-      issues.push_back(str(at, "num_active: found ", config.num_active[l], " of ", config.num_experts[l],
-                           " experts at depth ", l, ", expected at most all"));
+      problems.push_back(str("num_active: found ", config.num_active[l], " of ", config.num_experts[l],
+                             " experts at depth ", l, ", expected at most all"));
     }
   }
-  if (!std::isfinite(config.alpha) || config.alpha <= 0) {
-    issues.push_back(str(at, "alpha: found ", config.alpha, ", expected a number above 0"));
-  }
-  if (config.router_dim < 1) issues.push_back(str(at, "router_dim: found ", config.router_dim, ", expected 1 or more"));
-  if (config.key_dim < 1) issues.push_back(str(at, "key_dim: found ", config.key_dim, ", expected 1 or more"));
-  if (!issues.empty()) throw ConfigError(issues, "");
+  if (!std::isfinite(config.alpha) || config.alpha <= 0)
+    problems.push_back(str("alpha: found ", config.alpha, ", expected a number above 0"));
+  if (config.router_dim < 1) problems.push_back(str("router_dim: found ", config.router_dim, ", expected 1 or more"));
+  if (config.key_dim < 1) problems.push_back(str("key_dim: found ", config.key_dim, ", expected 1 or more"));
+  return problems;
 }
+
+void check(const SmoreConfig& config, std::string_view where) { throw_config_problems(where, problems_of(config)); }
 
 std::vector<NamedShape> smore_shapes(const SmoreConfig& config, std::int64_t out, std::int64_t in) {
   const std::int64_t Q = config.router_dim, H = config.key_dim, L = config.num_depths();
@@ -175,26 +175,26 @@ std::vector<NamedShape> smore_shapes(const SmoreConfig& config, std::int64_t out
   return shapes;
 }
 
+std::vector<at::Tensor*> smore_tensors(Smore& adapter) {
+  std::vector<at::Tensor*> tensors{&adapter.down_weight_QI, &adapter.down_bias_Q};
+  for (std::size_t l = 0; l < adapter.depths.size(); ++l) {
+    SmoreDepth& depth = adapter.depths[l];
+    tensors.insert(tensors.end(), {&depth.A_SRI, &depth.B_SDR});
+    if (l > 0) tensors.push_back(&depth.W_DC);
+    tensors.insert(tensors.end(), {&depth.keys_SH, &depth.hidden_weight_HX, &depth.hidden_bias_H,
+                                   &depth.query_weight_HH, &depth.query_bias_H});
+  }
+  tensors.push_back(&adapter.final_weight_OD);
+  return tensors;
+}
+
 Smore make_smore(const SmoreConfig& config, const std::vector<at::Tensor>& tensors) {
   if (tensors.size() < 2) throw InternalError(str("smore: found ", tensors.size(), " tensors"));
   expect_shapes("smore", smore_shapes(config, tensors.back().size(0), tensors.front().size(-1)), tensors);
+  Smore adapter{.config = config};
+  adapter.depths.resize(config.num_experts.size());
   auto next = tensors.begin();
-  Smore adapter;
-  adapter.config = config;
-  adapter.down_weight_QI = *next++;
-  adapter.down_bias_Q = *next++;
-  for (std::int64_t l = 0; l < config.num_depths(); ++l) {
-    SmoreDepth& depth = adapter.depths.emplace_back();
-    depth.A_SRI = *next++;
-    depth.B_SDR = *next++;
-    if (l > 0) depth.W_DC = *next++;
-    depth.keys_SH = *next++;
-    depth.hidden_weight_HX = *next++;
-    depth.hidden_bias_H = *next++;
-    depth.query_weight_HH = *next++;
-    depth.query_bias_H = *next++;
-  }
-  adapter.final_weight_OD = *next;
+  for (at::Tensor* tensor : smore_tensors(adapter)) *tensor = *next++;
   return adapter;
 }
 

@@ -37,6 +37,8 @@ struct SmoreConfig {
   std::int64_t num_depths() const { return static_cast<std::int64_t>(num_experts.size()); }
 };
 
+/// What is wrong with it, "KEY: found X, expected Y" each.
+std::vector<std::string> problems_of(const SmoreConfig& config);
 /// Throws ConfigError with every problem; `where` is the place in the recipe or file.
 void check(const SmoreConfig& config, std::string_view where);
 
@@ -60,7 +62,9 @@ struct Smore {
 /// and
 /// ".bias"; "smore_final.weight". All are trained.
 std::vector<NamedShape> smore_shapes(const SmoreConfig& config, std::int64_t out, std::int64_t in);
-/// From tensors in the order of smore_shapes.
+/// The adapter's tensors in that order.
+std::vector<at::Tensor*> smore_tensors(Smore& adapter);
+/// From tensors in that order.
 Smore make_smore(const SmoreConfig& config, const std::vector<at::Tensor>& tensors);
 /// In place, as the authors' `w_final_zero`: W_final = 0, keys uniform in [0, 1), everything else as torch.nn.Linear
 /// draws (Kaiming uniform with a = sqrt(5); biases in +-1/sqrt(fan_in)). The update is exactly zero; the gradient of

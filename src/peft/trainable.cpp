@@ -12,13 +12,15 @@ namespace {
 
 bool contains(std::string_view text, std::string_view part) { return text.find(part) != std::string_view::npos; }
 
-bool matches(std::string_view pattern, std::string_view name) {
-  if (parameter_group(name) == "router_bias") return false;  // a buffer: no gradient ever reaches it
-  return pattern == "full" || parameter_group(name) == pattern || glob_match(pattern, name);
-}
-
 std::string_view bare_pattern(const TrainableRule& rule) {
   return std::string_view(rule.pattern).substr(rule.pattern.starts_with('!') ? 1 : 0);
+}
+
+bool matches(const TrainableRule& rule, const std::string& name) {
+  if (parameter_group(name) == "router_bias") return false;  // a buffer: no gradient ever reaches it
+  if (!rule.names.empty()) return rule.names.contains(name);
+  const std::string_view pattern = bare_pattern(rule);
+  return pattern == "full" || parameter_group(name) == pattern || glob_match(pattern, name);
 }
 
 // N of "model.layers.N."; nullopt for parameters outside the layers.
@@ -45,13 +47,16 @@ std::string no_match(const TrainableRule& rule, bool matched_elsewhere) {
   if (std::ranges::count(parameter_groups(), bare) > 0) return begin + "is a group without parameters in this model";
   std::vector<std::string> known = parameter_groups();
   known.emplace_back("full");
+  if (bare == "lora") return begin + "needs a section lora: {targets: [...]}";
+  known.insert(known.end(), {"lora", "esft"});
   return str(begin, "is no group and matches no parameter", did_you_mean(bare, known));
 }
 
 }  // namespace
 
 std::string parameter_group(std::string_view name) {
-  if (contains(name, ".lora_")) return "lora";
+  for (const char* adapter : {".lora_", ".smore_", ".smora_"})
+    if (contains(name, adapter)) return "lora";
   if (contains(name, ".mlp.dag.")) return "dag";
   if (name.ends_with(".e_score_correction_bias")) return "router_bias";
   if (contains(name, ".mlp.gate.")) return "router";
@@ -66,7 +71,7 @@ std::string parameter_group(std::string_view name) {
 
 const std::vector<std::string>& parameter_groups() {
   static const std::vector<std::string> groups{"dag",       "router", "experts",    "shared_experts", "mlp",
-                                               "attention", "norms",  "embeddings", "lm_head",        "lora"};
+                                               "attention", "norms",  "embeddings", "lm_head"};
   return groups;
 }
 
@@ -97,10 +102,9 @@ TrainableSelection select_trainable(const std::vector<TrainableRule>& rules, con
       issues.push_back(str(rules[r].where, ": layers: found ", range.first, "..", range.last,
                            "; the model has layers 0 to ", num_layers - 1));
     }
-    const std::string_view bare = bare_pattern(rules[r]);
     bool matched = false, matched_elsewhere = false;
     for (std::size_t i = 0; i < names.size(); ++i) {
-      if (!matches(bare, names[i])) continue;
+      if (!matches(rules[r], names[i])) continue;
       const bool here = in_layers(rules[r].layers, names[i]);
       matched_elsewhere = matched_elsewhere || !here;
       if (!here) continue;

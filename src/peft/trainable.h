@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <set>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -9,8 +10,8 @@
 namespace dagmoe {
 
 /// The part of a model that a parameter belongs to: dag, router, experts, shared_experts, mlp (a dense layer's
-/// feed-forward), attention, norms (those of q and k too), embeddings, lm_head or lora (what an adapter adds); or
-/// router_bias, which is no group of parameter_groups() because no rule can train it: it changes with the experts'
+/// feed-forward), attention, norms (those of q and k too), embeddings or lm_head; or one of two that are in no model by
+/// themselves: lora, what an adapter adds, and router_bias, which no rule can train as it changes with the experts'
 /// loads.
 std::string parameter_group(std::string_view name);
 const std::vector<std::string>& parameter_groups();
@@ -23,10 +24,12 @@ struct LayerRange {
 std::optional<LayerRange> parse_layer_range(std::string_view text);
 
 /// `pattern` is a group, "full", or a glob over parameter names; a leading '!' freezes what it matches. `where` is its
-/// place in the recipe, for messages. With `layers` the rule is about parameters of these layers only.
+/// place in the recipe, for messages. With `layers` the rule is about parameters of these layers only. With `names` the
+/// pattern is only a word for them, and the rule matches these parameters and no others (esft.h).
 struct TrainableRule {
   std::string pattern, where;
   std::vector<LayerRange> layers = {};
+  std::set<std::string> names = {};
 };
 
 struct TrainableSelection {

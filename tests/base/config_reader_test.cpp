@@ -613,3 +613,21 @@ TEST_CASE("config writer: a value that is not finite is a bug of ours", "[base]"
   ConfigWriter writer;
   CHECK_THROWS_AS(writer.optional("x", std::numeric_limits<double>::quiet_NaN()), InternalError);
 }
+
+TEST_CASE("config: a list of integers is written and read as integers", "[base]") {
+  const std::vector<std::int64_t> ranks{4, -2, 0};
+  ConfigWriter writer;
+  writer.optional("ranks", ranks);
+  CHECK(writer.text() == "ranks: [4, -2, 0]\n");
+  std::vector<std::int64_t> back{7};
+  ConfigReader reader = ConfigReader::parse(writer.text(), "a.yaml");
+  reader.optional("ranks", back);
+  CHECK_NOTHROW(reader.finish());
+  CHECK(back == ranks);
+  ConfigReader broken = ConfigReader::parse("ranks: [1, 2.0]", "a.yaml");
+  broken.optional("ranks", back);
+  CHECK(broken.issues() == std::vector<std::string>{"a.yaml:1:12: ranks.1: found '2.0', expected an integer"});
+  ConfigReader single = ConfigReader::parse("ranks: 3", "a.yaml");
+  single.optional("ranks", back);
+  CHECK(single.issues() == std::vector<std::string>{"a.yaml:1:8: ranks: found '3', expected a list of integers"});
+}

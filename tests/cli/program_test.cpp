@@ -39,7 +39,8 @@ void require_one_line(const Outcome& outcome, int code, const std::string& text)
 TEST_CASE("program: --version and --help work on every level", "[cli]") {
   const TemporaryFolder folder;
   REQUIRE_THAT(dagmoe_run(folder, "--version").out, Catch::Contains("LibTorch 2."));
-  for (const char* command : {"", "import", "upcycle", "finetune", "eval", "generate", "inspect", "validate"}) {
+  for (const char* command :
+       {"", "import", "upcycle", "finetune", "profile-experts", "eval", "generate", "inspect", "validate"}) {
     const Outcome outcome = dagmoe_run(folder, std::string(command) + " --help");
     INFO(command);
     REQUIRE(outcome.code == 0);
@@ -106,6 +107,41 @@ TEST_CASE("program: hostile files print the library's message, line for line, an
   const Outcome empty = dagmoe_run(folder, "inspect " + (folder / "empty.safetensors").string());
   REQUIRE(empty.code == 0);
   REQUIRE_THAT(empty.out, Catch::Contains("parameters          0"));
+}
+
+TEST_CASE("program: profile-experts writes what trainable: [esft] reads", "[cli]") {
+  const TemporaryFolder folder;
+  write_tiny_folder(folder / "model");
+  write_tiny_folder(folder / "dense", /*dense=*/true);
+  write_records(folder / "train.jsonl", 12);
+  write_records(folder / "valid.jsonl", 3);
+  const std::string selection = (folder / "selection.json").string();
+  const auto profile = [&](const std::string& model, const std::string& more) {
+    return dagmoe_run(folder, "profile-experts --model " + (folder / model).string() + " --data " +
+                                  (folder / "train.jsonl").string() + " --output " + selection + more);
+  };
+  require_one_line(profile("model", " --score tokens"), 2,
+                   "--score: found 'tokens', expected one of token, gate; did you mean 'token'?");
+  require_one_line(profile("model", " --format alpac"), 2, "did you mean 'alpaca'?");
+  require_one_line(profile("model", " --template chatm"), 2, "did you mean 'chatml'?");
+  require_one_line(profile("model", " --top-p 1.5"), 2, "--top-p");
+  require_one_line(profile("model", " --shared-experts"), 2, "--shared-experts: the model has no shared expert");
+  require_one_line(profile("dense", ""), 2, "profile-experts: the model is dense");
+  REQUIRE_FALSE(std::filesystem::exists(selection));
+
+  const Outcome done = profile("model", " --max-tokens 500");
+  REQUIRE(done.code == 0);
+  REQUIRE_THAT(done.out, Catch::Contains("layer  experts  selected   share  which"));
+  REQUIRE_THAT(done.out, Catch::Contains("score token: mean over tokens of 1 / K"));
+  REQUIRE_THAT(done.out, Catch::Contains("selected until the sum reaches 0.2;"));
+  const Json json = Json::parse(profile("model", " --max-tokens 500 --score gate --json").out);
+  REQUIRE(json.at("top_p") == 0.1);  // the score's own
+  REQUIRE(json == Json::parse(read_text(folder / "selection.profile.json")));
+  REQUIRE(json.at("selection") == Json::parse(read_text(selection)));
+
+  write_text(folder / "a.yaml", recipe_text(folder.path(), "steps: 1\nesft: {experts: " + selection + "}\n"));
+  const Outcome plan = dagmoe_run(folder, "plan " + (folder / "a.yaml").string() + " trainable=[esft]");
+  REQUIRE(plan.code == 0);
 }
 
 TEST_CASE("program: a misspelt recipe key is exit code 2 and a broken data line 3 and nothing is written", "[cli]") {

@@ -122,6 +122,44 @@ TEST_CASE("example: an answer needs an EOS token", "[data]") {
   CHECK_THROWS_WITH(stream.next(), Contains(file.name() + ":1: the tokenizer has no EOS token"));
 }
 
+TEST_CASE("document part: every token but the first is a target once, and only the last part has EOS", "[data]") {
+  const ByteTokenizer tokenizer({.adds_bos = true});
+  std::string text;
+  for (int length = 1; length <= 24; ++length) {
+    text.push_back(static_cast<char>('a' + length));
+    const Example document = make_example(tokenizer, {answer(text)}, 100);
+    const auto size = static_cast<std::int64_t>(document.tokens.size());
+    REQUIRE(size == length + 2);
+    for (std::int64_t max_seq_len = 2; max_seq_len <= size + 1; ++max_seq_len) {
+      std::vector<TokenId> targets;
+      std::int64_t next_token = 0;
+      while (next_token < size) {
+        const Example part = document_part(document, next_token, max_seq_len);
+        REQUIRE(static_cast<std::int64_t>(part.tokens.size()) <= max_seq_len);
+        REQUIRE(part.tokens.size() == part.loss_mask.size());
+        REQUIRE(part.loss_mask.front() == 0);
+        REQUIRE(part.num_targets() == static_cast<std::int64_t>(part.tokens.size()) - 1);
+        REQUIRE((part.tokens.back() == kByteEos) == (next_token == size));
+        REQUIRE((part.tokens.front() == kByteBos) == targets.empty());
+        targets.insert(targets.end(), part.tokens.begin() + 1, part.tokens.end());
+      }
+      REQUIRE(targets == std::vector<TokenId>(document.tokens.begin() + 1, document.tokens.end()));
+    }
+  }
+}
+
+TEST_CASE("document part: a token outside the document is refused", "[data]") {
+  const ByteTokenizer tokenizer;
+  const Example document = make_example(tokenizer, {answer("abc")}, 100);
+  for (std::int64_t outside : {-1, 4, 9}) {
+    CHECK_THROWS_WITH(
+        document_part(document, outside, 3),
+        Equals(str("token ", outside, " is not in the text, which has 4; did the files change since the checkpoint?")));
+  }
+  std::int64_t next_token = 0;
+  CHECK_THROWS_AS(document_part(document, next_token, 1), InternalError);
+}
+
 TEST_CASE("epoch order: a permutation that repeats for a seed and differs between epochs and seeds", "[data]") {
   const auto first = epoch_order(1000, 17, 0);
   CHECK(first == epoch_order(1000, 17, 0));
@@ -197,6 +235,77 @@ TEST_CASE("example stream: from any position the next example is that of the uni
     CHECK(resumed.position().epoch == whole.position().epoch);
     CHECK(resumed.position().next_index == whole.position().next_index);
   }
+}
+
+// Texts of 0, 7, 14 .. letters behind their number, mixed with samples.
+struct Documents {
+  static std::string lines() {
+    std::string text;
+    for (int i = 0; i < 90; ++i)
+      text += str("{\"text\":\"", i, std::string(static_cast<std::size_t>(7 * (i % 8)), 'x'), "\"}\n");
+    return text;
+  }
+  ByteTokenizer tokenizer;
+  TextFile texts{"a.jsonl", lines()}, samples{"b.jsonl", records(0, 30)};
+  ExampleStream open(std::int64_t max_seq_len) const {
+    ChatFormat short_form = chat_format(PromptTemplate::kMistralPlain);
+    SourceConfig with_samples = source(samples);
+    with_samples.chat = short_form;
+    return ExampleStream({{.path = texts.path(), .format = RecordFormat::kText}, with_samples}, tokenizer,
+                         {.max_seq_len = max_seq_len, .seed = 3});
+  }
+};
+
+TEST_CASE("example stream: long texts come in parts, one after the other, and nothing of them is lost", "[data]") {
+  const Documents test;
+  ExampleStream whole = test.open(500), parts = test.open(20);
+  while (const auto document = whole.next()) {
+    std::vector<TokenId> tokens;
+    std::int64_t num_targets = 0;
+    do {
+      const auto part = parts.next();
+      REQUIRE(part.has_value());
+      CHECK(part->line == document->line);
+      CHECK(part->tokens.size() <= 20);
+      num_targets += part->num_targets();
+      tokens.insert(tokens.end(), part->tokens.begin() + (tokens.empty() ? 0 : 1), part->tokens.end());
+    } while (tokens.size() < document->tokens.size());
+    CHECK(tokens == document->tokens);
+    CHECK(num_targets == document->num_targets());
+  }
+  CHECK(parts.next() == std::nullopt);
+  CHECK(whole.counters().split == 0);
+  // i % 8 from 3 on: 21 letters, a number, EOS. 90 texts are 11 rounds of 8 and the first two of another.
+  CHECK(parts.counters().split == 11 * 5);
+  CHECK(parts.counters().truncated == 0);
+  CHECK(parts.size() == 120);
+}
+
+TEST_CASE("example stream: a position inside a text is found again, under another max_seq_len too", "[data]") {
+  const Documents test;
+  ExampleStream whole = test.open(20), resumed = test.open(20), wider = test.open(500);
+  int num_inside = 0;
+  for (int i = 0; i < 500; ++i) {
+    const StreamPosition position = whole.position();
+    const auto expected = whole.next();
+    if (position.next_token == 0 && i % 7 != 0) continue;
+    resumed.seek(position);
+    const auto got = resumed.next();
+    REQUIRE(got.has_value() == expected.has_value());
+    if (!got) continue;
+    CHECK(got->tokens == expected->tokens);
+    CHECK(got->loss_mask == expected->loss_mask);
+    CHECK(resumed.position().next_token == whole.position().next_token);
+    if (position.next_token == 0) continue;
+    ++num_inside;
+    wider.seek(position);
+    const auto rest = wider.next();
+    CHECK(std::equal(expected->tokens.begin(), expected->tokens.end(), rest->tokens.begin()));
+    CHECK(rest->tokens.back() == kByteEos);
+  }
+  CHECK(num_inside > 50);
+  wider.seek({.epoch = 0, .next_index = 0, .next_token = 5000});
+  CHECK_THROWS_WITH(wider.next(), Contains("token 5000 is not in the text"));
 }
 
 TEST_CASE("example stream: a position outside the data is refused", "[data]") {

@@ -156,6 +156,24 @@ TEST_CASE("step batch: micro batches are filled by first fit decreasing and lose
   CHECK(num_targets == step->num_targets);
 }
 
+TEST_CASE("step batch: micro batches are shared out evenly where several processes take turns", "[data]") {
+  const auto segments = [](const Ints& lengths, std::int64_t micro_batch_tokens, std::int64_t num_takers) {
+    const StepTest test(lengths);
+    ExampleStream stream = test.stream();
+    return segments_of(*next_step_batch(
+        stream, {.step_tokens = 1000, .micro_batch_tokens = micro_batch_tokens, .num_takers = num_takers}));
+  };
+  const Ints lengths = {30, 60, 40, 70, 25, 35};
+  // By hand: one micro batch would do, so each of two takes half of 260 tokens.
+  CHECK(segments(lengths, 1000, 2) == Bins{{60, 70}, {30, 40, 25, 35}});
+  // Three of 100 tokens would do, so that two processes take two each, of about 260 / 4.
+  CHECK(segments(lengths, 100, 2) == Bins{{70}, {60}, {40, 25}, {30, 35}});
+  CHECK(segments(lengths, 100, 1) == Bins{{30, 70}, {60, 40}, {25, 35}});
+  // Fewer examples than processes, and one that outweighs the others.
+  CHECK(segments({70}, 100, 2) == Bins{{70}});
+  CHECK(segments({30, 300}, 400, 3) == Bins{{300}, {30}});
+}
+
 TEST_CASE("step batch: an epoch of steps uses every example once and resumes at any step", "[data]") {
   Ints lengths;
   for (int i = 0; i < 200; ++i) lengths.push_back(23 + i * 37 % 101);

@@ -42,15 +42,17 @@ constexpr auto kMetaMath = RecordFormat::kMetaMath;
 constexpr auto kMessages = RecordFormat::kMessages;
 constexpr auto kShareGpt = RecordFormat::kShareGpt;
 constexpr auto kPromptCompletion = RecordFormat::kPromptCompletion;
+constexpr auto kText = RecordFormat::kText;
 
 TEST_CASE("record: every format has a name that finds it again", "[data]") {
   CHECK(record_format_names() ==
-        std::vector<std::string>{"alpaca", "metamath", "messages", "sharegpt", "prompt_completion"});
+        std::vector<std::string>{"alpaca", "metamath", "messages", "sharegpt", "prompt_completion", "text"});
   CHECK(record_format_named("alpaca") == kAlpaca);
   CHECK(record_format_named("metamath") == kMetaMath);
   CHECK(record_format_named("messages") == kMessages);
   CHECK(record_format_named("sharegpt") == kShareGpt);
   CHECK(record_format_named("prompt_completion") == kPromptCompletion);
+  CHECK(record_format_named("text") == kText);
   CHECK(record_format_named("Alpaca") == std::nullopt);
 }
 
@@ -80,6 +82,20 @@ TEST_CASE("record: prompt and completion become instruction and output", "[data]
   CHECK(record.instruction == "p");
   CHECK(record.input.empty());
   CHECK(record.output == "c");
+}
+
+TEST_CASE("record: a document is one supervised text that EOS ends, under every template", "[data]") {
+  const Record record = read(kText, R"({"id":3,"text":" a\nb <|im_end|> ","meta":null})");
+  CHECK(record.text == " a\nb <|im_end|> ");
+  for (const PromptTemplate form : {PromptTemplate::kAlpaca, PromptTemplate::kChatMl}) {
+    const auto pieces = sample_text(record, chat_format(form));
+    CHECK(shown(pieces) == "[ a\nb <|im_end|> $]");
+    CHECK_FALSE(pieces.front().is_template);
+  }
+  CHECK_THROWS_WITH(read(kText, R"({"content":"a"})"), Equals("field 'text' is missing; format 'text' needs text"));
+  CHECK_THROWS_WITH(read(kText, R"({"text":""})"), Equals("field 'text' of format 'text': found an empty text"));
+  CHECK_THROWS_WITH(read(kText, R"({"text":["a"]})"),
+                    Equals("field 'text' of format 'text': found an array, expected a string"));
 }
 
 TEST_CASE("record: conversations are read in both spellings, extra keys and a system turn included", "[data]") {

@@ -101,6 +101,12 @@ TEST_CASE("task: valid_loss knows the recipe's formats and templates", "[eval]")
   CHECK_THAT(issues, Catch::Contains("unknown template 'chatlm'; did you mean 'chatml'?"));
 }
 
+TEST_CASE("task: plain texts are scored without a template, and one beside them is refused", "[eval]") {
+  const std::string text = "task: a\noutput_type: valid_loss\ndataset_path: x\nformat: text\n";
+  CHECK(parse_task(text, "a.yaml").record_format == RecordFormat::kText);
+  CHECK_THAT(issues_of(text + "template: chatml\n"), Catch::Contains("template: means nothing for format text"));
+}
+
 TEST_CASE("tasks: a name is looked up in DAGMOE_TASKS and a path is taken as it is", "[eval]") {
   const TextFile file("mine.yaml", kSmallTask);
   const Environment folder("DAGMOE_TASKS", file.path().parent_path().string());

@@ -68,6 +68,14 @@ TEST_CASE("recipe: an unknown prompt template names the nearest", "[finetune]") 
                       Catch::Contains("did you mean 'chatml'?"));
 }
 
+TEST_CASE("recipe: a template beside plain texts is refused", "[finetune]") {
+  REQUIRE_THROWS_WITH(load(kGood, std::vector<std::string>{"data.train.0.format=text"}),
+                      Catch::Contains("data.train.0.template: means nothing for format text"));
+  const Recipe recipe = load(kGood, std::vector<std::string>{"data.train.0={path: a.jsonl, format: text}"});
+  REQUIRE(recipe.data.train[0].format == RecordFormat::kText);
+  REQUIRE_NOTHROW(load(to_yaml(recipe)));
+}
+
 TEST_CASE("recipe: settings without effect are named", "[finetune]") {
   Recipe recipe = load(kGood, std::vector<std::string>{"schedule.decay_fraction=0.5", "router_z_loss_coef=0.1"});
   ModelConfig dense = dagmoe::testing::tiny_config();

@@ -3,6 +3,7 @@
 #include "base/text.h"
 #include "finetune/run.h"
 #include "finetune/run_setup.h"
+#include "peft/esft.h"
 #include "tests/support/catch.h"
 #include "tests/support/run_fixture.h"
 
@@ -41,6 +42,11 @@ Json stand_in_record(RecordFormat format, int index) {
     }
     case RecordFormat::kPromptCompletion:
       return {{"prompt", question}, {"completion", answer}};
+    case RecordFormat::kText: {
+      std::string text = question;
+      for (int i = 0; i < 40 * index; ++i) text += "\n" + answer;  // the longer ones come in parts
+      return {{"text", text}, {"source", "made up"}};
+    }
   }
   throw std::runtime_error("no stand-in records of this format");
 }
@@ -61,6 +67,13 @@ void replace_data(std::vector<DataRecipe>& data, const std::filesystem::path& fo
   }
 }
 
+// A selection of two experts in every layer.
+void write_selection(const std::filesystem::path& file, const ModelConfig& config) {
+  EsftConfig selection;
+  for (std::int64_t layer = 0; layer < config.num_hidden_layers; ++layer) selection.experts[layer] = {2, 0};
+  write_text(file, esft_config_text(selection));
+}
+
 // As many layers as the rules name, and experts wide enough (4,096 elements) for optimizer state of 8 bits.
 ModelConfig stand_in_config(const Recipe& recipe) {
   ModelConfig config = tiny_folder_config();
@@ -79,6 +92,10 @@ ModelConfig stand_in_config(const Recipe& recipe) {
 // The recipe with nothing changed but its model, its data and its length.
 Recipe with_stand_ins(Recipe recipe, const TemporaryFolder& folder) {
   write_tiny_folder(folder / "model", stand_in_config(recipe));
+  if (recipe.esft) {
+    write_selection(folder / "selection.json", stand_in_config(recipe));
+    recipe.esft->experts = (folder / "selection.json").string();
+  }
   recipe.model.path = (folder / "model").string();
   recipe.output_dir = (folder / "run").string();
   replace_data(recipe.data.train, folder / "train");
@@ -120,8 +137,12 @@ TEST_CASE("recipes: every shipped one trains what it names, without a setting th
     REQUIRE(result.steps == 2);
     REQUIRE(num_step_lines(folder / "run") == 2);
     REQUIRE(result.output == folder / "run" / "final");
-    REQUIRE_NOTHROW(load_decoder(Checkpoint::open(result.output), {}));
     REQUIRE(std::filesystem::exists(folder / "run" / "report.html"));
+    if (saves_adapter(recipe)) {
+      REQUIRE_NOTHROW(read_adapter(result.output, prepare_run(recipe).config));
+      continue;
+    }
+    REQUIRE_NOTHROW(load_decoder(Checkpoint::open(result.output), {}));
     REQUIRE_FALSE(changed_tensors(folder / "model", result.output).empty());
   }
 }

@@ -65,6 +65,22 @@ TEST_CASE("run: stopping and resuming gives the same steps and weights, bit for 
   }
 }
 
+TEST_CASE("run: a run stopped inside a text goes on with the rest of it, bit for bit", "[finetune]") {
+  const TinyRun run("steps: 6\n");
+  write_text(run.folder / "texts.jsonl", Json{{"text", std::string(2500, 'a') + std::string(2500, 'b')}}.dump() + "\n");
+  const std::string data = "data.train.0={path: " + (run.folder / "texts.jsonl").string() + ", format: text}";
+  run_finetune(run.into("whole", {data}), {});
+  RunOptions stops;
+  stops.should_stop = [steps = 0]() mutable { return ++steps == 3; };
+  run_finetune(run.into("parts", {data}), stops);
+  const Json state = Json::parse(read_text(run.folder / "parts" / "checkpoint-3" / "trainer_state.json"));
+  REQUIRE(state.at("next_index") == 0);
+  REQUIRE(state.at("next_token") == 3 * 511 + 1);  // each step is one part of data.max_seq_len, the default
+  run_finetune(run.into("parts", {data}), {.resume = true});
+  REQUIRE(metrics_of(run.folder / "parts") == metrics_of(run.folder / "whole"));
+  REQUIRE(changed_tensors(run.folder / "whole" / "final", run.folder / "parts" / "final").empty());
+}
+
 TEST_CASE("run: micro batches of any size give the gradient of the whole step", "[finetune]") {
   const TinyRun run;
   const auto first_step = [&run](const std::string& name, const std::string& micro_batch_tokens) {

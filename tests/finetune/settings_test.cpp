@@ -32,6 +32,9 @@ struct Case {
 // By key as it is written, list indices left out.
 std::multimap<std::string, Case> cases(const TinyRun& run) {
   const auto file = [&run](const char* name) { return (run.folder / name).string(); };
+  const auto smore = [](const std::string& setting) -> std::vector<std::string> {
+    return {"lora.smore." + setting, "lora.kind=smore", "lora.targets=[attention]"};
+  };
   using enum Effect;
   return {
       {"version", {kRefused, {"version=2"}}},
@@ -54,8 +57,51 @@ std::multimap<std::string, Case> cases(const TinyRun& run) {
       {"trainable.layers", {kMetrics, {"trainable=[{group: dag, layers: [1]}]"}}},
       {"trainable.lr", {kMetrics, {"trainable=[{group: dag, lr: 0.01}]"}}},
       {"trainable.weight_decay", {kMetrics, {"trainable=[{group: dag, weight_decay: 0.5}]"}}},
+      {"esft.experts", {kMetrics, {"esft.experts=" + file("other_selection.json"), "trainable=[esft]"}}},
+      {"esft.experts", {kWarned, {"esft.experts=" + file("other_selection.json")}}},
+      {"lora.kind", {kMetrics, {"lora.kind=dora", "lora.targets=[attention]"}}},
+      {"lora.kind", {kMetrics, {"lora.kind=smore", "lora.targets=[attention]"}}},
+      {"lora.kind", {kMetrics, {"lora.kind=smora", "lora.targets=[attention]"}}},
+      {"lora.kind", {kRefused, {"lora.kind=smore", "lora.targets=[experts]"}}},
+      {"lora.init", {kMetrics, {"lora.init=pissa", "lora.targets=[attention]"}}},
+      {"lora.init", {kRefused, {"lora.init=pissa", "lora.targets=[attention]", "lora.kind=dora"}}},
+      {"lora.rank", {kMetrics, {"lora.rank=3", "lora.targets=[attention]"}}},
+      {"lora.rank", {kMetrics, {"lora.rank=9", "lora.targets=[attention]", "lora.kind=smora"}}},
+      {"lora.rank", {kRefused, {"lora.rank=3", "lora.targets=[attention]", "lora.kind=smore"}}},
+      {"lora.alpha", {kMetrics, {"lora.alpha=3", "lora.targets=[attention]"}}},
+      {"lora.alpha", {kMetrics, {"lora.alpha=3", "lora.targets=[attention]", "lora.kind=smore"}}},
+      {"lora.alpha", {kMetrics, {"lora.alpha=3", "lora.targets=[attention]", "lora.kind=smora"}}},
+      {"lora.dropout", {kMetrics, {"lora.dropout=0.5", "lora.targets=[attention]"}}},
+      {"lora.dropout", {kRefused, {"lora.dropout=0.5", "lora.targets=[experts]"}}},
+      {"lora.dropout", {kRefused, {"lora.dropout=0.5", "lora.targets=[attention]", "lora.kind=smora"}}},
+      {"lora.rslora", {kMetrics, {"lora.rslora=true", "lora.targets=[attention]"}}},
+      {"lora.rslora", {kRefused, {"lora.rslora=true", "lora.targets=[attention]", "lora.kind=smore"}}},
+      {"lora.lr_ratio", {kMetrics, {"lora.lr_ratio=4", "lora.targets=[attention]"}}},
+      {"lora.lr_ratio", {kMetrics, {"lora.lr_ratio=4", "lora.targets=[attention]", "lora.kind=smora"}}},
+      {"lora.targets", {kMetrics, {"lora.targets=[v_proj]"}}},
+      {"lora.targets", {kRefused, {"lora.targets=[w_proj]"}}},
+      {"lora.patterns.target", {kMetrics, {"lora.patterns=[{target: v_proj, rank: 2}]", "lora.targets=[attention]"}}},
+      {"lora.patterns.target", {kRefused, {"lora.patterns=[{target: gate, rank: 2}]", "lora.targets=[attention]"}}},
+      {"lora.patterns.rank", {kMetrics, {"lora.patterns=[{target: q_proj, rank: 2}]", "lora.targets=[attention]"}}},
+      {"lora.patterns.alpha", {kMetrics, {"lora.patterns=[{target: q_proj, alpha: 2}]", "lora.targets=[attention]"}}},
+      {"lora.smore.num_experts", {kMetrics, smore("num_experts=[3, 5]")}},
+      {"lora.smore.num_active", {kMetrics, smore("num_active=[1, 3]")}},
+      {"lora.smore.ranks", {kMetrics, smore("ranks=[2, 5]")}},
+      {"lora.smore.router_dim", {kMetrics, smore("router_dim=7")}},
+      {"lora.smore.key_dim", {kMetrics, smore("key_dim=7")}},
+      {"lora.smore.balance_coef", {kMetrics, smore("balance_coef=3")}},
+      {"lora.smore.balance_coef", {kRefused, {"lora.smore.balance_coef=3", "lora.targets=[attention]"}}},
+      {"lora.smora.num_active", {kMetrics, {"lora.smora.num_active=2", "lora.kind=smora", "lora.targets=[attention]"}}},
+      {"lora.smora.num_active", {kWarned, {"lora.smora.num_active=8", "lora.kind=smora", "lora.targets=[attention]"}}},
+      {"lora.smora.num_active", {kRefused, {"lora.smora.num_active=2", "lora.targets=[attention]"}}},
+      {"lora.smora.bias_update_rate",
+       {kMetrics, {"lora.smora.bias_update_rate=0.5", "lora.kind=smora", "lora.targets=[attention]", "lora.rank=16"}}},
+      {"save_as", {kFiles, {"save_as=adapter"}}},
+      {"save_as", {kRefused, {"save_as=model", "lora.targets=[attention]"}}},
       {"data.train.path", {kMetrics, {"data.train.0.path=" + file("valid.jsonl")}}},
       {"data.train.format", {kRefused, {"data.train.0.format=messages"}}},
+      {"data.train.format", {kMetrics, {"data.train.0={path: " + file("texts.jsonl") + ", format: text}"}}},
+      {"data.train.template", {kRefused, {"data.train.0.template=chatml", "data.train.0.format=text"}}},
       {"data.train.template", {kMetrics, {"data.train.0.template=alpaca"}}},
       {"data.train.weight", {kRefused, {"data.train.0.weight=0.5"}}},
       {"data.valid.path", {kMetrics, {"data.valid.0.path=" + file("train.jsonl")}}},
@@ -151,6 +197,11 @@ std::set<std::string> all_keys(const TinyRun& run) {
       for (const auto& [key, value] : recipe_settings(to_yaml(recipe))) keys.insert(without_indices(key));
     }
   }
+  for (const char* kind : {"lora.kind=smore", "lora.kind=smora"}) {
+    const Recipe recipe = run.recipe({kind, "lora.targets=[q_proj]", "lora.patterns=[{target: q_proj, alpha: 1}]"});
+    for (const auto& [key, value] : recipe_settings(to_yaml(recipe))) keys.insert(without_indices(key));
+  }
+  keys.insert("lora.patterns.rank");  // not with kind smore
   return keys;
 }
 
@@ -213,6 +264,12 @@ struct SettingsRun : TinyRun {
     ModelConfig wide = tiny_folder_config();
     wide.moe->moe_intermediate_size = wide.intermediate_size = 260;  // matrices of more than 4,096 elements
     write_tiny_folder(folder / "wide", wide);
+    // What a rule needs beside it is there for every case.
+    write_text(folder / "selection.json", R"({"experts": {"0": [0], "1": [1, 2]}})");
+    write_text(folder / "other_selection.json", R"({"experts": {"0": [3], "1": []}})");
+    write_text(folder / "a.yaml",
+               recipe_text(folder.path(), "steps: 4\nesft: {experts: " + (folder / "selection.json").string() + "}\n"));
+    write_text(folder / "texts.jsonl", "{\"text\": \"" + std::string(900, 'a') + "\"}\n{\"text\": \"abc\"}\n");
     write_text(folder / "bad.jsonl", "{broken\n" + read_text(folder / "train.jsonl"));
   }
 };
