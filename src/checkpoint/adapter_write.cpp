@@ -87,7 +87,7 @@ class Writer {
     const std::string name = module_on_disk(model_.config, part.target.module);
     for (const auto& [tensor, shape] : spec_.mixture_shapes(part))
       add(name + "." + tensor, values.at(part.target.module + "." + tensor));
-    target_modules_.insert(target_name(part));
+    target_modules_.insert(target_name(part.target));
     note_rank(part, name);
   }
 
