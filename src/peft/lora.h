@@ -36,7 +36,8 @@ struct LoraAdapter {
 /// overwritten: a sum beside it would cost as much memory again. `bias_O` may be undefined.
 ///   LoRA:  y + scale B (A dropout(x))
 ///   DoRA:  y + (m/n - 1) W x + (m/n) scale B A x, n the row lengths of W + scale B A, taken as constants
-/// With several adapters each changes the base on its own and the changes add up, as peft's active adapters do.
+/// With several adapters each changes the base on its own and the changes add up, as peft's active adapters do, but for
+/// a DoRA behind another adapter: peft's scales the rows that the one before has changed, so order counts there.
 at::Tensor add_adapters(at::Tensor y_XO, const at::Tensor& x_XI, const at::Tensor& weight_OI, const at::Tensor& bias_O,
                         const std::vector<LoraAdapter>& adapters, const AdapterPass& pass);
 

@@ -506,6 +506,26 @@ TEST_CASE("adapter: kinds and settings that are not supported are refused", "[ch
     refused(key, Json{{"a", 1}}, "is not supported");
 }
 
+TEST_CASE("adapter: what dagmoe adds to the config is checked as well", "[checkpoint]") {
+  for (const Json& base : {Json(3), Json::array(), Json::object(), Json{{"path", 3}}, Json{{"path", "a"}}}) {
+    INFO(base.dump());
+    EditableAdapter adapter("llama_bias-attention");
+    adapter.config["dagmoe"]["base"] = base;
+    require_error(adapter, "adapter_config.json");
+  }
+  for (const Json& dag : {Json(3), Json::array(), Json{{"num_iterations", "two"}}}) {
+    INFO(dag.dump());
+    EditableAdapter adapter("llama_bias-attention");
+    adapter.config["dagmoe"]["dag"] = dag;
+    REQUIRE_THROWS_AS(adapter_dag(adapter.save()), InputError);
+  }
+  EditableAdapter adapter("llama_bias-attention");
+  for (const Json& own : {Json(3), Json("text"), Json::array(), Json(nullptr)}) {
+    adapter.config["dagmoe"] = own;
+    REQUIRE(adapter.error().empty());
+  }
+}
+
 TEST_CASE("adapter: DoRA goes neither on experts nor with PiSSA", "[checkpoint]") {
   EditableAdapter experts("mixtral-gate_up");
   experts.config["use_dora"] = true;

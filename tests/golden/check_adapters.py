@@ -27,20 +27,42 @@ import warnings
 
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    MixtralForCausalLM,
+    OlmoeConfig,
+    OlmoeForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 from transformers.utils import logging
 
 TOLERANCE = 1e-4
 KINDS = {
     "smollm2": {
         "lora": {"targets": ["attention", "mlp"]},
+        "dora": {"targets": ["attention"], "kind": "dora"},
+    },
+    "tiny_llama": {
         "rslora": {"targets": ["attention", "mlp"], "rslora": True},
         "dora": {"targets": ["attention", "mlp"], "kind": "dora"},
-        "pissa": {"targets": ["attention"], "init": "pissa"},
-        "patterns": {
-            "targets": ["attention", "model.layers.[0-9].mlp.up_proj"],
-            "patterns": [{"target": "q_proj", "rank": 5}, {"target": "model.layers.3.*", "rank": 2, "alpha": 7.5}],
+        "dora_rslora": {"targets": ["mlp"], "kind": "dora", "rslora": True},
+        "pissa": {"targets": ["attention", "mlp"], "init": "pissa"},
+        "pissa_rslora": {
+            "targets": ["attention"],
+            "init": "pissa",
+            "rslora": True,
+            "patterns": [{"target": "q_proj", "rank": 5, "alpha": 3}],
         },
+        "patterns": {
+            "targets": ["attention", "model.layers.[0-1].mlp.up_proj"],
+            "patterns": [{"target": "q_proj", "rank": 5}, {"target": "model.layers.1.*", "rank": 2, "alpha": 7.5}],
+        },
+        "head": {"targets": ["lm_head", "q_proj"]},
     },
     "tiny_mixtral": {
         "experts_router_attention": {"targets": ["attention", "router", "experts"], "rank": 3},
@@ -48,7 +70,12 @@ KINDS = {
         "down": {"targets": ["down_proj"], "rank": 5},
         "one_layer": {"targets": ["model.layers.1.*"], "rank": 3, "rslora": True},
         "patterns": {"targets": ["experts", "router"], "patterns": [{"target": "down_proj", "rank": 2, "alpha": 3}]},
-        "head": {"targets": ["lm_head", "q_proj"], "rank": 3},
+        "rslora": {"targets": ["experts"], "rank": 3, "rslora": True},
+    },
+    "tiny_olmoe": {"experts_router_attention": {"targets": ["attention", "router", "experts"], "rank": 3}},
+    "tiny_qwen3_moe": {
+        "experts_router_attention": {"targets": ["attention", "router", "experts"], "rank": 3},
+        "router": {"targets": ["router"], "rank": 3, "alpha": 64},
     },
 }
 TRAINED = {  # a learning rate that moves the loss in 30 steps, and the section lora
@@ -88,28 +115,27 @@ def load(folder):
     return AutoModelForCausalLM.from_pretrained(folder, dtype="float32", attn_implementation="eager").eval()
 
 
-def make_tiny_mixtral(work):
+def make_tiny(work, name, model_class, config_class, **more):
     """Random weights for SmolLM2's vocabulary, with its tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(args.smollm2)
     torch.manual_seed(0)
-    config = MixtralConfig(
+    config = config_class(
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=96,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
-        num_local_experts=8,
-        num_experts_per_tok=2,
         max_position_embeddings=512,
         initializer_range=0.1,
         tie_word_embeddings=False,
         pad_token_id=None,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
+        **more,
     )
-    folder = os.path.join(work, "tiny_mixtral")
-    MixtralForCausalLM(config).save_pretrained(folder)
+    folder = os.path.join(work, name)
+    model_class(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
 
@@ -202,7 +228,26 @@ def check_training(name, model, lr, lora):
 
 
 with tempfile.TemporaryDirectory() as work:
-    folders = {"smollm2": args.smollm2, "tiny_mixtral": make_tiny_mixtral(work)}
+    folders = {
+        "smollm2": args.smollm2,
+        "tiny_llama": make_tiny(work, "tiny_llama", LlamaForCausalLM, LlamaConfig),
+        "tiny_mixtral": make_tiny(
+            work, "tiny_mixtral", MixtralForCausalLM, MixtralConfig, num_local_experts=8, num_experts_per_tok=2
+        ),
+        "tiny_olmoe": make_tiny(
+            work, "tiny_olmoe", OlmoeForCausalLM, OlmoeConfig, num_experts=8, num_experts_per_tok=2
+        ),
+        "tiny_qwen3_moe": make_tiny(
+            work,
+            "tiny_qwen3_moe",
+            Qwen3MoeForCausalLM,
+            Qwen3MoeConfig,
+            num_experts=8,
+            num_experts_per_tok=2,
+            moe_intermediate_size=96,
+            head_dim=16,
+        ),
+    }
     for base, kinds in KINDS.items():
         wanted = {f"interchange-{base}-{kind}": lora for kind, lora in kinds.items()}
         wanted = {name: lora for name, lora in wanted.items() if args.only in name}
