@@ -216,7 +216,7 @@ TEST_CASE("expert profile: real instructions and real mathematics use different 
 TEST_CASE("expert profile: a dense model and weights that are not finite are refused", "[finetune]") {
   ProfileFixture run;
   ExampleStream stream = run.stream();
-  run.model.layers[1].router_ED = at::full_like(run.model.layers[1].router_ED, NAN);
+  run.model.layers[1].router.weight = at::full_like(run.model.layers[1].router.weight, NAN);
   REQUIRE_THROWS_AS(profile_experts(run.model, stream, {}), NumericsError);
   run.model.config.moe.reset();
   REQUIRE_THROWS_WITH(profile_experts(run.model, stream, {}), Catch::Contains("the model is dense"));
