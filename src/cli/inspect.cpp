@@ -8,6 +8,7 @@
 #include "base/json.h"
 #include "base/problems.h"
 #include "base/text.h"
+#include "checkpoint/adapter.h"
 #include "checkpoint/checkpoint.h"
 #include "checkpoint/gguf.h"
 #include "checkpoint/layout.h"
@@ -16,6 +17,7 @@
 #include "data/prompt_template.h"
 #include "data/tokenizer.h"
 #include "finetune/group_table.h"
+#include "peft/trainable.h"
 
 namespace dagmoe {
 namespace {
@@ -80,6 +82,48 @@ Report inspect_safetensors(const std::filesystem::path& path) {
   Report report;
   report.fact("kind", "safetensors file");
   add_tensors(report, file.tensors(), [](const TensorInfo& tensor) { return std::string(dtype_name(tensor.dtype)); });
+  return report;
+}
+
+std::string list_text(const Json& value) {
+  if (value.is_string()) return value.get<std::string>();
+  std::vector<std::string> names;
+  for (const Json& entry : value) names.push_back(entry.is_string() ? entry.get<std::string>() : entry.dump());
+  return join(names, ", ");
+}
+
+// What the folder says of itself. Whether it fits a base shows when it is put on one.
+Report inspect_adapter(const std::filesystem::path& folder, std::string& groups) {
+  const Json config = read_json_file(folder / "adapter_config.json");
+  const SafetensorsFile file = SafetensorsFile::open(folder / "adapter_model.safetensors");
+  Report report;
+  report.fact("kind", "adapter folder");
+  for (const auto& [key, label] : {std::pair{"peft_type", "peft_type"},
+                                   {"base_model_name_or_path", "base"},
+                                   {"r", "rank"},
+                                   {"lora_alpha", "alpha"},
+                                   {"use_rslora", "rslora"},
+                                   {"use_dora", "dora"},
+                                   {"target_modules", "target modules"},
+                                   {"target_parameters", "target parameters"},
+                                   {"modules_to_save", "in full"},
+                                   {"peft_version", "peft version"}}) {
+    if (!config.contains(key) || config[key].is_null() || config[key] == Json(false)) continue;
+    const Json& value = config[key];
+    report.fact(label, value.is_array() || value.is_string() ? list_text(value) : value.dump());
+  }
+  const Json own = config.value("dagmoe", Json::object());
+  report.fact("base is checked", own.contains("base") ? "by its config and weights" : "by shapes alone");
+  if (own.contains("dag")) report.fact("brings a DAG", own["dag"].dump());
+  add_tensors(report, file.tensors(), [](const TensorInfo& tensor) { return std::string(dtype_name(tensor.dtype)); });
+  std::map<std::string, std::pair<std::int64_t, std::int64_t>> by_group;
+  for (const TensorInfo& tensor : file.tensors()) {
+    auto& [count, parameters] = by_group[parameter_group(tensor.name)];
+    count += 1, parameters += count_of(tensor.shape);
+  }
+  std::vector<std::vector<std::string>> rows{{"group", "tensors", "parameters"}};
+  for (const auto& [group, sums] : by_group) rows.push_back({group, with_commas(sums.first), with_commas(sums.second)});
+  groups = table_text(rows);
   return report;
 }
 
@@ -161,14 +205,17 @@ int inspect_command(const InspectFlags& flags) {
   std::string groups;
   std::vector<std::string> problems;
   Report report;
-  if (std::filesystem::is_directory(path)) {
+  if (is_adapter_folder(path)) {
+    report = inspect_adapter(path, groups);
+  } else if (std::filesystem::is_directory(path)) {
     report = inspect_model(path, groups, problems);
   } else if (path.extension() == ".gguf") {
     report = inspect_gguf(path);
   } else if (path.extension() == ".safetensors") {
     report = inspect_safetensors(path);
   } else {
-    throw InputError(str(flags.path, ": is of no known kind; expected a model folder, a .safetensors or a .gguf file"));
+    throw InputError(
+        str(flags.path, ": is of no known kind; expected a model or adapter folder, a .safetensors or a .gguf file"));
   }
   if (flags.json) {
     std::cout << report.json.dump(2) << std::endl;
@@ -188,7 +235,8 @@ int inspect_command(const InspectFlags& flags) {
 
 void register_inspect(CLI::App& app, RunCommand& run) {
   auto flags = std::make_shared<InspectFlags>();
-  CLI::App* command = app.add_subcommand("inspect", "what is in a model folder, a safetensors or a GGUF file");
+  CLI::App* command =
+      app.add_subcommand("inspect", "what is in a model or adapter folder, a safetensors or a GGUF file");
   command->add_option("path", flags->path, "what to look at")->required();
   command->add_flag("--tensors", flags->tensors, "list every tensor");
   command->add_flag("--json", flags->json, "everything as one JSON document");
