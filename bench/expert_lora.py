@@ -5,8 +5,9 @@
 
 Random Qwen3-MoE models of 4 layers, hidden size 256, experts of width 256, 4 of them for each token, so that a token meets the same number of weights in
 each. fp32; both programs take the same records of DATA.json (Alpaca's form) in the order of the file, rank 8 on gate_up_proj and down_proj, AdamW. Prints
-the median seconds of a step and the peak of memory above the model's own weights, which dagmoe leaves in their file and transformers loads. Needs
-transformers and peft. The programs run one after the other, each in a process of its own.
+the median seconds of a step and the peak of memory above the model's own weights, which dagmoe leaves in their file and transformers loads; and what dagmoe
+needs with the adapter on attention instead, so that the difference is what LoRA on experts adds. A second table has 32 experts and other numbers of tokens a
+step. Needs transformers and peft. The programs run one after the other, each in a process of its own.
 """
 import argparse
 import json
@@ -19,7 +20,7 @@ import tempfile
 import time
 
 TARGETS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
-SEQUENCES, LENGTH = 4, 256
+LENGTH = 256
 
 
 def make_model(folder, tokenizer, experts):
@@ -37,10 +38,15 @@ def make_model(folder, tokenizer, experts):
     tok.save_pretrained(folder)
 
 
-def run_peft(folder, data, steps):
-    """Runs in a process of its own; prints one JSON object."""
-    import resource
+def peak_of_this_process():
+    """Not getrusage's maximum, which begins with that of the program that started this one."""
+    for line in open("/proc/self/status"):
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
 
+
+def run_peft(folder, data, steps, sequences):
+    """Runs in a process of its own; prints one JSON object."""
     import torch
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -51,43 +57,43 @@ def run_peft(folder, data, steps):
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-3)
     model.train()
     records = [r for r in json.loads(pathlib.Path(data).read_text()) if r["output"]]
-    text = "\n".join(r["instruction"] + "\n" + r["output"] for r in records[: 40 * steps])
+    text = "\n".join(r["instruction"] + "\n" + r["output"] for r in records[: 12 * sequences * steps])
     ids = tok(text)["input_ids"]
     seconds = []
     for step in range(steps):
-        batch = torch.tensor(ids[step * SEQUENCES * LENGTH : (step + 1) * SEQUENCES * LENGTH]).view(SEQUENCES, LENGTH)
+        batch = torch.tensor(ids[step * sequences * LENGTH : (step + 1) * sequences * LENGTH]).view(sequences, LENGTH)
         started = time.monotonic()
         model(input_ids=batch, labels=batch).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.monotonic() - started)
-    print(json.dumps({"seconds": statistics.median(seconds[1:]), "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024}))
+    print(json.dumps({"seconds": statistics.median(seconds[1:]), "peak": peak_of_this_process()}))
 
 
-def run_dagmoe(program, folder, data, steps, work):
+def run_dagmoe(program, folder, data, steps, sequences, targets, work):
     records = [r for r in json.loads(pathlib.Path(data).read_text()) if r["output"]]
     text = work / "text.jsonl"
     # Long texts, learnt in parts of the same length as the other program's.
-    text.write_text("\n".join(json.dumps({"text": "\n".join(r["instruction"] + "\n" + r["output"] for r in records[i : i + 200])}) for i in range(0, 40 * steps, 200)) + "\n")
+    text.write_text("\n".join(json.dumps({"text": "\n".join(r["instruction"] + "\n" + r["output"] for r in records[i % 8000 : i % 8000 + 200])}) for i in range(0, 200 * sequences * steps, 200)) + "\n")
     recipe = work / "recipe.yaml"
     recipe.write_text(f"""version: 1
-output_dir: {work / "run"}
+output_dir: {work / targets}
 dtype: float32
 model: {{path: {folder}}}
-lora: {{rank: 8, alpha: 16, targets: [experts]}}
+lora: {{rank: 8, alpha: 16, targets: [{targets}]}}
 data:
   train: [{{path: {text}, format: text}}]
   max_seq_len: {LENGTH}
-batch: {{sequences: {SEQUENCES}}}
+batch: {{sequences: {sequences}, micro_batch_tokens: {sequences * LENGTH}}}
 steps: {steps}
 optimizer: {{lr: 1.0e-3}}
 """)
     subprocess.run([program, "finetune", str(recipe)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    lines = [json.loads(line) for line in (work / "run" / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (work / targets / "metrics.jsonl").read_text().splitlines()]
     lines = [line for line in lines if "loss" in line]
     # Per token: the last part of a text may be shorter.
     rate = statistics.median(line["seconds"] / line["tokens"] for line in lines[1:])
-    return {"seconds": rate * SEQUENCES * LENGTH, "peak": max(line["peak_rss_bytes"] for line in lines)}
+    return {"seconds": rate * sequences * LENGTH, "peak": max(line["peak_rss_bytes"] for line in lines)}
 
 
 def main():
@@ -99,23 +105,29 @@ def main():
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--peft", help=argparse.SUPPRESS)
+    parser.add_argument("--sequences", type=int, default=4, help="of 256 tokens each, a step of the first table")
     args = parser.parse_args()
     if args.peft:
-        return run_peft(args.peft, args.data, args.steps)
+        return run_peft(args.peft, args.data, args.steps, args.sequences)
     os.environ["OMP_NUM_THREADS"] = str(args.threads)
-    print("| experts | weights, MB | dagmoe: s a step | MB above weights | peft: s a step | MB above weights | peft / dagmoe, time |\n|---|---|---|---|---|---|---|")
-    for experts in map(int, args.experts.split(",")):
-        with tempfile.TemporaryDirectory() as name:
-            work = pathlib.Path(name)
-            folder = work / "model"
-            make_model(folder, args.tokenizer, experts)
-            weights = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
-            ours = run_dagmoe(args.program, folder, args.data, args.steps, work)
-            done = subprocess.run([sys.executable, __file__, args.program, args.tokenizer, args.data, "--steps", str(args.steps), "--peft", str(folder)],
-                                  check=True, capture_output=True, text=True)
-            theirs = json.loads(done.stdout.splitlines()[-1])
-            mb = lambda result: f"{(result['peak'] - weights) / 1e6:,.0f}"
-            print(f"| {experts} | {weights / 1e6:,.0f} | {ours['seconds']:.2f} | {mb(ours)} | {theirs['seconds']:.2f} | {mb(theirs)} | {theirs['seconds'] / ours['seconds']:.1f} |", flush=True)
+    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = os.environ["TRANSFORMERS_NO_ADVISORY_WARNINGS"] = "1"
+    for cases in ([(int(e), args.sequences) for e in args.experts.split(",")], [(32, n) for n in (2, 4, 8)]):
+        print("\n| experts | tokens | weights, MB | attention: s | MB | experts: s | MB | peft, experts: s | MB | peft / dagmoe, time |\n|" + "---|" * 10)
+        for experts, sequences in cases:
+            one_row(args, experts, sequences)
+
+
+def one_row(args, experts, sequences):
+    with tempfile.TemporaryDirectory() as name:
+        work = pathlib.Path(name)
+        folder = work / "model"
+        make_model(folder, args.tokenizer, experts)
+        weights = sum(f.stat().st_size for f in folder.glob("*.safetensors"))
+        base, ours = (run_dagmoe(args.program, folder, args.data, args.steps, sequences, targets, work) for targets in ("attention", "experts"))
+        command = [sys.executable, __file__, args.program, args.tokenizer, args.data, "--steps", str(args.steps), "--sequences", str(sequences), "--peft", str(folder)]
+        theirs = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+        cells = [f"{r['seconds']:.2f} | {(r['peak'] - weights) / 1e6:,.0f}" for r in (base, ours, theirs)]
+        print(f"| {experts} | {sequences * LENGTH:,} | {weights / 1e6:,.0f} | {' | '.join(cells)} | {theirs['seconds'] / ours['seconds']:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

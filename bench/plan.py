@@ -32,6 +32,8 @@ RECIPES = {
     "lora": ("dense", ["trainable=[]", "lora.targets=[attention, mlp]"]),
     "lora_float32": ("dense", ["trainable=[]", "lora.targets=[attention, mlp]", "dtype=float32", "batch.micro_batch_tokens=512"]),
     "dora": ("dense", ["trainable=[]", "lora.targets=[attention, mlp]", "lora.kind=dora"]),
+    "smore": ("dense", ["trainable=[]", "lora.targets=[attention]", "lora.kind=smore", "lora.alpha=8"]),
+    "smora": ("dense", ["trainable=[]", "lora.targets=[attention]", "lora.kind=smora", "lora.rank=64"]),
     "lora_experts": ("moe", ["trainable=[]", "lora.targets=[experts]"]),
     "lora_all": ("moe", ["trainable=[dag]", "lora.targets=[attention, router, experts]"]),
     "full_moe": ("moe", ["trainable=[full]"]),

@@ -1,8 +1,8 @@
 #include "base/environment.h"
 
-#include <sys/resource.h>
-
 #include <chrono>
+#include <fstream>
+#include <string_view>
 
 namespace dagmoe {
 
@@ -15,9 +15,13 @@ double seconds_since_1970() {
 }
 
 std::int64_t peak_rss_bytes() {
-  rusage usage{};
-  getrusage(RUSAGE_SELF, &usage);
-  return static_cast<std::int64_t>(usage.ru_maxrss) * 1024;  // Linux counts kibibytes
+  // getrusage's maximum would begin with that of the program which started this one: it outlives exec.
+  std::ifstream status("/proc/self/status");
+  constexpr std::string_view kPeak = "VmHWM:";
+  for (std::string line; std::getline(status, line);) {
+    if (line.starts_with(kPeak)) return std::stoll(line.substr(kPeak.size())) * 1024;  // in kibibytes
+  }
+  return 0;  // no /proc
 }
 
 }  // namespace dagmoe

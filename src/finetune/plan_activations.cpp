@@ -127,8 +127,9 @@ class LayerAccount {
       for (std::size_t l = config.ranks.size(); l-- > 0;) {
         const std::int64_t S = config.num_experts[l], parents = nodes;
         nodes *= config.num_active[l];
-        // Low-rank parts, B's products and tanh of them; of inner nodes their sums, tanh and weighted form; the router.
-        floats += 2 * S * config.ranks[l] + 3 * S * width + (l > 0 ? 3 * nodes * width : 0) +
+        const std::int64_t below = width - S * config.ranks[l];
+        // A x; of leaves the tanh of B's products, of inner nodes their tanh and their children's sums; the router.
+        floats += S * config.ranks[l] + (l == 0 ? S * width : nodes * (width + below)) +
                   parents * (3 * S + 2 * config.key_dim) + 2 * nodes;
         width -= S * config.ranks[l];
       }
