@@ -98,16 +98,14 @@ AdapterBase describe_base(const Checkpoint& base) {
   return {base.folder().string(), sha256_hex(model_config_json(config).dump()), weights_fingerprint(base)};
 }
 
-void check_base(const Adapter& adapter, const Checkpoint& base) {
-  const AdapterBase& expected = adapter.base;
+void check_base(const std::filesystem::path& adapter, const AdapterBase& expected, const Checkpoint& base) {
   if (expected.config_sha256.empty()) return;  // peft's say nothing: the shapes have been checked
   const AdapterBase found = describe_base(base);
-  const char* what = expected.config_sha256 != found.config_sha256     ? "config.json"
-                     : expected.weights_sha256 != found.weights_sha256 ? "weights"
-                                                                       : nullptr;
-  if (what == nullptr) return;
-  throw InputError(str(adapter.folder.string(), ": was trained on another base: the ", what, " of ",
-                       base.folder().string(), " differ from those of ", expected.path,
+  const bool same_config = expected.config_sha256 == found.config_sha256;
+  if (same_config && expected.weights_sha256 == found.weights_sha256) return;
+  throw InputError(str(adapter.string(), ": was trained on another base: the ",
+                       same_config ? "weights of " : "config.json of ", base.folder().string(),
+                       same_config ? " are not those of " : " is not that of ", expected.path,
                        "; give the model that it was trained on"));
 }
 

@@ -45,8 +45,13 @@ Adapter read_adapter(const std::filesystem::path& folder, const ModelConfig& con
 /// each one's bytes: any training that reached a tensor shows, and a large model is not read to be named.
 std::string weights_fingerprint(const Checkpoint& checkpoint);
 AdapterBase describe_base(const Checkpoint& base);
-/// Throws InputError when the adapter names another base than this one.
-void check_base(const Adapter& adapter, const Checkpoint& base);
+/// The base that an adapter folder names, without reading its tensors.
+AdapterBase adapter_base(const std::filesystem::path& folder);
+/// Throws InputError when an adapter names another base than this one.
+void check_base(const std::filesystem::path& adapter, const AdapterBase& named, const Checkpoint& base);
+inline void check_base(const Adapter& adapter, const Checkpoint& base) {
+  check_base(adapter.folder, adapter.base, base);
+}
 
 /// Adds what the adapter holds to the model, frozen: its layers then compute with it. Several may be attached; of
 /// parameters in full the last one's count. PiSSA's start is taken from the base weights.

@@ -210,6 +210,13 @@ PeftConfig read_peft_config(const std::filesystem::path& folder) {
   return config;
 }
 
+AdapterBase base_of(const PeftConfig& config) {
+  if (!config.own.contains("base")) return {};
+  const Json& base = config.own["base"];
+  return {json_string(base, "path", config.where), json_string(base, "config_sha256", config.where),
+          json_string(base, "weights_sha256", config.where)};
+}
+
 // ---- adapter_model.safetensors
 
 at::Tensor read_float(const SafetensorsFile& file, const TensorInfo& info) {
@@ -601,7 +608,6 @@ class Reader {
   }
 
   void read_own() {
-    const std::string& where = config_.where;
     const bool has_dag = std::ranges::any_of(
         adapter_.full, [](const auto& item) { return item.first.find(".mlp.dag.") != std::string::npos; });
     if (has_dag) {
@@ -617,10 +623,7 @@ class Reader {
         throw InputError(str(where_, ": found ", found, " of the ", expected, " tensors of the DAG it brings"));
       }
     }
-    if (!config_.own.contains("base")) return;
-    const Json& base = config_.own["base"];
-    adapter_.base = {json_string(base, "path", where), json_string(base, "config_sha256", where),
-                     json_string(base, "weights_sha256", where)};
+    adapter_.base = base_of(config_);
   }
 
   const ModelConfig& model_;
@@ -643,6 +646,8 @@ std::optional<DagConfig> adapter_dag(const std::filesystem::path& folder) {
   // As config.json of a model has it; the rest of that file is the base's.
   return parse_dag_config(config.own["dag"], config.where);
 }
+
+AdapterBase adapter_base(const std::filesystem::path& folder) { return base_of(read_peft_config(folder)); }
 
 Adapter read_adapter(const std::filesystem::path& folder, const ModelConfig& config) {
   if (!is_adapter_folder(folder)) {

@@ -87,6 +87,8 @@ AdaptedModel open_adapted(const std::filesystem::path& base, at::ScalarType dtyp
     if (!is_adapter_folder(folder)) {
       throw InputError(str(folder, ": no adapter_config.json there; expected an adapter folder"));
     }
+    // Before its tensors are read: those of another base would be so many problems with one cause.
+    check_base(folder, adapter_base(folder), checkpoint);
     const auto dag = adapter_dag(folder);
     if (!dag) continue;
     const auto known = options.add_dag ? options.add_dag : checkpoint.config().dag;
@@ -100,7 +102,6 @@ AdaptedModel open_adapted(const std::filesystem::path& base, at::ScalarType dtyp
   AdaptedModel result{std::move(checkpoint), std::move(model), {}};
   for (const std::string& folder : adapters) {
     Adapter adapter = read_adapter(folder, result.model.config);
-    check_base(adapter, result.checkpoint);
     attach_adapter(result.model, adapter);
     result.adapters.push_back(std::move(adapter));
   }
