@@ -76,9 +76,10 @@ std::vector<DiskTensor> memory_tensors(const ModelConfig& config) {
 }
 
 std::string module_on_disk(const ModelConfig& config, const std::string& module) {
-  std::string name = module;
-  if (config.base_model_type == "deepseek_v2") replace_part(name, ".mlp.shared_expert.", ".mlp.shared_experts.");
-  return name;
+  if (module.find(kExpertsPart) != std::string::npos) return module;  // fused, and named alike in every family
+  std::string name = disk_name(config, module + ".weight");
+  replace_part(name, ".block_sparse_moe.", ".mlp.");
+  return name.substr(0, name.rfind('.'));
 }
 
 std::string weights_fingerprint(const Checkpoint& checkpoint) {

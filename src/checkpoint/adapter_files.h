@@ -1,7 +1,5 @@
 #pragma once
 
-#include <array>
-#include <map>
 #include <string>
 #include <vector>
 
@@ -24,7 +22,7 @@ inline constexpr const char* kSmoraType = "SMORA";
 /// transformers' name in memory of each of our parameters and what shares its tensor: what modules_to_save keys are
 /// (experts fused). In the order of parameter_shapes(config).
 std::vector<DiskTensor> memory_tensors(const ModelConfig& config);
-/// transformers' module name of one of our target names and back: they differ in the shared experts of DeepSeek.
+/// The same for the module name of an adapter's target.
 std::string module_on_disk(const ModelConfig& config, const std::string& module);
 
 }  // namespace dagmoe

@@ -5,7 +5,8 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
+
+#include "peft/mixture_support.h"
 
 namespace dagmoe {
 namespace {
@@ -93,15 +94,7 @@ Routing route(const at::Tensor& x_TD, const at::Tensor& router_ED, const MoeConf
 }
 
 at::Tensor updated_router_bias(const at::Tensor& bias_E, const std::vector<std::int64_t>& counts_E, double rate) {
-  const std::int64_t total = std::accumulate(counts_E.begin(), counts_E.end(), std::int64_t{0});
-  const auto E = static_cast<std::int64_t>(counts_E.size());
-  std::vector<double> steps_E;
-  for (const std::int64_t count : counts_E) {
-    // mean - load in units of 1 / E, so that it is exact.
-    const std::int64_t lacking = total - count * E;
-    steps_E.push_back(lacking > 0 ? rate : lacking < 0 ? -rate : 0.0);
-  }
-  return bias_E.detach() + at::tensor(steps_E, at::kDouble).to(bias_E.options());
+  return balanced_bias(bias_E, counts_E, rate);
 }
 
 }  // namespace dagmoe

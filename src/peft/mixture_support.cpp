@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 
 #include "base/error.h"
 #include "base/text.h"
@@ -74,6 +75,18 @@ std::vector<std::int64_t> count_ids(const at::Tensor& ids, std::int64_t num_expe
   const std::int64_t* id = on_cpu.const_data_ptr<std::int64_t>();
   for (std::int64_t i = 0; i < on_cpu.numel(); ++i) ++counts.at(static_cast<std::size_t>(id[i]));
   return counts;
+}
+
+at::Tensor balanced_bias(const at::Tensor& bias, const std::vector<std::int64_t>& counts, double rate) {
+  const std::int64_t total = std::accumulate(counts.begin(), counts.end(), std::int64_t{0});
+  const auto size = static_cast<std::int64_t>(counts.size());
+  std::vector<double> steps;
+  for (const std::int64_t count : counts) {
+    // mean - count in units of 1 / size, so that it is exact.
+    const std::int64_t lacking = total - count * size;
+    steps.push_back(lacking > 0 ? rate : lacking < 0 ? -rate : 0.0);
+  }
+  return bias.detach() + at::tensor(steps, at::kDouble).to(bias.options());
 }
 
 void fill_kaiming_uniform(const at::Tensor& tensor, std::int64_t fan_in, at::Generator& generator) {

@@ -9,7 +9,7 @@
 #include <utility>
 #include <vector>
 
-// What the adapters that are mixtures themselves (smore, smora) share.
+// What the adapters that are mixtures themselves (smore, smora) share, and a step of balancing that routers take too.
 
 namespace dagmoe {
 
@@ -33,6 +33,10 @@ at::Tensor stable_top_k(const at::Tensor& scores, std::int64_t k);
 
 /// How many of `ids` are 0, 1, .. `num_experts - 1`.
 std::vector<std::int64_t> count_ids(const at::Tensor& ids, std::int64_t num_experts);
+
+/// bias + rate * sign(mean count - count): a step of balancing without a loss (arXiv:2408.15664), after which those
+/// chosen too seldom gain. For routers of a model and for the ranks of SMoRA.
+at::Tensor balanced_bias(const at::Tensor& bias, const std::vector<std::int64_t>& counts, double rate);
 
 /// Uniform in +-1/sqrt(fan_in), in place: torch.nn.init.kaiming_uniform_ with a = sqrt(5), as torch.nn.Linear and PEFT
 /// draw. Drawn in float whatever the tensor is, so that a seed means the same numbers.

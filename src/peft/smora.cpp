@@ -3,7 +3,6 @@
 #include <ATen/ATen.h>
 
 #include <cmath>
-#include <numeric>
 
 #include "base/error.h"
 #include "base/text.h"
@@ -71,15 +70,7 @@ std::vector<std::int64_t> smora_counts(const SmoraRouting& routing, const SmoraC
 }
 
 at::Tensor updated_smora_bias(const at::Tensor& bias_R, const std::vector<std::int64_t>& counts_R, double rate) {
-  const std::int64_t total = std::accumulate(counts_R.begin(), counts_R.end(), std::int64_t{0});
-  const auto R = static_cast<std::int64_t>(counts_R.size());
-  std::vector<double> steps_R;
-  for (const std::int64_t count : counts_R) {
-    // mean - count in units of 1 / R, so that it is exact.
-    const std::int64_t lacking = total - count * R;
-    steps_R.push_back(lacking > 0 ? rate : lacking < 0 ? -rate : 0.0);
-  }
-  return bias_R.detach() + at::tensor(steps_R, at::kDouble).to(bias_R.options());
+  return balanced_bias(bias_R, counts_R, rate);
 }
 
 }  // namespace dagmoe
