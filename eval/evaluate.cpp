@@ -118,6 +118,14 @@ Results timed(TaskResult& result, const std::function<Results()>& ask,
   }
 }
 
+template <class Result>
+ResultHook<Result> counted(std::size_t total, const ProgressHook& on_progress) {
+  if (!on_progress) return {};
+  return [done = std::int64_t{0}, total, on_progress](std::size_t, const Result&) mutable {
+    on_progress(++done, static_cast<std::int64_t>(total));
+  };
+}
+
 void add_note(TaskResult& result, std::int64_t count, std::string_view what) {
   if (count > 0)
     result.notes.push_back(str(with_commas(count), " of ", with_commas(result.num_documents), " documents: ", what));
@@ -164,7 +172,7 @@ void evaluate_choices(TaskResult& result, LanguageModel& model, const EvalOption
     return str(files.data.string(), ":", questions[d].line, ": choice ", static_cast<std::ptrdiff_t>(r) - first + 1);
   };
   const auto responses = timed<std::vector<LogLikelihood>>(
-      result, [&] { return model.log_likelihood(requests, on_progress); }, place_of);
+      result, [&] { return model.log_likelihood(requests, counted<LogLikelihood>(requests.size(), on_progress)); }, place_of);
   if (responses.size() != requests.size())
     throw InternalError("the model answered another number of requests than it was asked");
 
@@ -204,7 +212,7 @@ void evaluate_loss(TaskResult& result, LanguageModel& model, const EvalOptions& 
   for (LossSample& sample : samples) requests.push_back({std::move(sample.pieces), task.max_seq_len});
   const auto place_of = [&](std::size_t r) { return str(files.data.string(), ":", samples[r].line); };
   const auto losses = timed<std::vector<SampleLoss>>(
-      result, [&] { return model.sample_loss(requests, on_progress); }, place_of);
+      result, [&] { return model.sample_loss(requests, counted<SampleLoss>(requests.size(), on_progress)); }, place_of);
   if (losses.size() != requests.size())
     throw InternalError("the model answered another number of requests than it was asked");
 

@@ -2,6 +2,7 @@
 
 #include <cstdint>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <optional>
 #include <span>
@@ -59,6 +60,9 @@ struct TaskResult {
       {};                ///< one line each: contexts cut, borders merged, gold labels outside the choices
   double seconds = 0.0;  ///< spent by the model
 };
+
+/// Called as requests finish: how many of how many.
+using ProgressHook = std::function<void(std::int64_t done, std::int64_t total)>;
 
 /// Asks the model every document of a task's file and scores its answers. Throws InputError for a file that is missing
 /// or broken, ConfigError for settings that do not fit the task (few-shot examples without a pool).

@@ -44,6 +44,14 @@ struct GenerateRequest {
   std::uint64_t seed = 0;
 };
 
+/// What answering took: the work itself, to be compared with what was asked for.
+struct EngineCounts {
+  std::int64_t tokens_requested = 0;  ///< model inputs of all requests, each alone
+  std::int64_t tokens_computed = 0;   ///< that went through the layers
+  std::int64_t rows_scored = 0;       ///< positions whose logits were formed
+  double seconds = 0.0;               ///< inside the model: without reading, rendering and tokenising
+};
+
 /// A request that cannot be scored: "request 12: the continuation has no tokens". Its index is what a task turns into a
 /// document and a line.
 class RequestError : public InputError {
@@ -54,19 +62,27 @@ class RequestError : public InputError {
   std::string reason;
 };
 
-/// Called as requests finish: how many of how many. Requests that share a pass count once.
-using ProgressHook = std::function<void(std::int64_t done, std::int64_t total)>;
+/// Gets each result once, as soon as it is final, in any order; empty: nobody asks. What it throws ends the evaluation.
+template <class Result>
+using ResultHook = std::function<void(std::size_t request_index, const Result& result)>;
 
-/// All that a task needs of a model. Results are in request order and, in fp32, independent of batching. An empty
-/// continuation or a context without tokens throws RequestError.
+/// All that a task needs of a model. Results are in request order and, in fp32, independent of batching within 1e-4
+/// nats. A request that cannot be scored (an empty continuation, a context without tokens) throws RequestError.
 class LanguageModel {
  public:
   virtual ~LanguageModel() = default;
   virtual std::vector<LogLikelihood> log_likelihood(std::span<const LogLikelihoodRequest> requests,
-                                                    const ProgressHook& on_progress) = 0;
+                                                    const ResultHook<LogLikelihood>& on_result = {}) = 0;
+  /// log P of whole texts, each token once, in windows of the model's length (contracts.md 4.1 rule 8). Empty text: 0.
+  virtual std::vector<LogLikelihood> rolling_log_likelihood(std::span<const std::string> texts,
+                                                            const ResultHook<LogLikelihood>& on_result = {}) = 0;
   virtual std::vector<SampleLoss> sample_loss(std::span<const SampleLossRequest> requests,
-                                              const ProgressHook& on_progress) = 0;
-  virtual std::vector<std::string> generate(std::span<const GenerateRequest> requests) = 0;
+                                              const ResultHook<SampleLoss>& on_result = {}) = 0;
+  /// Texts without their prompts, cut before the first stop string.
+  virtual std::vector<std::string> generate(std::span<const GenerateRequest> requests,
+                                            const ResultHook<std::string>& on_result = {}) = 0;
+  /// What has been computed so far.
+  virtual EngineCounts counts() const = 0;
 };
 
 }  // namespace dagmoe

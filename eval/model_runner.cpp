@@ -59,6 +59,16 @@ EncodedRequest encode_pair(const Tokenizer& tokenizer, const LogLikelihoodReques
   return encoded;
 }
 
+ScoringSequence window_sequence(const std::vector<TokenId>& ids, const RollingWindow& window, TokenId prefix) {
+  const auto id_before = [&](std::size_t i) { return i == 0 ? prefix : ids[i - 1]; };
+  ScoringSequence sequence;
+  for (std::size_t i = window.context_begin; i < window.end; ++i) {
+    sequence.input.push_back(id_before(i));
+    if (i >= window.begin) sequence.targets.push_back({static_cast<std::int64_t>(i - window.context_begin), ids[i]});
+  }
+  return sequence;
+}
+
 std::int64_t length_limit(const RunnerOptions& options, const Decoder& model) {
   return options.max_length > 0 ? options.max_length : model.config.max_position_embeddings;
 }
@@ -82,11 +92,20 @@ EncodedRequest encode_request(const Tokenizer& tokenizer, const LogLikelihoodReq
   return encoded;
 }
 
+std::vector<RollingWindow> rolling_windows(std::size_t num_tokens, std::size_t max_length) {
+  std::vector<RollingWindow> windows;
+  for (std::size_t begin = 0; begin < num_tokens; begin += max_length) {
+    const std::size_t end = std::min(begin + max_length, num_tokens);
+    windows.push_back({begin, end, begin == 0 ? 0 : std::min(begin, end - max_length)});
+  }
+  return windows;
+}
+
 ModelRunner::ModelRunner(const Decoder& model, const Tokenizer& tokenizer, RunnerOptions options)
     : model_(model), tokenizer_(tokenizer), options_(options) {}
 
 std::vector<LogLikelihood> ModelRunner::log_likelihood(std::span<const LogLikelihoodRequest> requests,
-                                                       const ProgressHook& on_progress) {
+                                                       const ResultHook<LogLikelihood>& on_result) {
   // Where a request's targets lie: targets [first, first + count) of one sequence.
   struct Place {
     std::size_t sequence = 0, first = 0, count = 0;
@@ -117,20 +136,19 @@ std::vector<LogLikelihood> ModelRunner::log_likelihood(std::span<const LogLikeli
     results[r].truncated = encoded.truncated;
   }
 
-  const auto scores = score_tokens(model_, sequences, options_.max_batch_tokens, [&](std::int64_t done) {
-    if (on_progress) on_progress(done, static_cast<std::int64_t>(sequences.size()));
-  });
+  const auto scores = score_tokens(model_, sequences, options_.max_batch_tokens);
   for (std::size_t r = 0; r < requests.size(); ++r) {
     const std::span<const TokenScore> own =
         std::span(scores[places[r].sequence]).subspan(places[r].first, places[r].count);
     results[r].is_greedy = std::all_of(own.begin(), own.end(), [](const TokenScore& score) { return score.is_greedy; });
     for (const TokenScore& score : own) results[r].log_prob += score.log_prob;
+    if (on_result) on_result(r, results[r]);
   }
   return results;
 }
 
 std::vector<SampleLoss> ModelRunner::sample_loss(std::span<const SampleLossRequest> requests,
-                                                 const ProgressHook& on_progress) {
+                                                 const ResultHook<SampleLoss>& on_result) {
   // One more id than the model's input: the last one is only predicted.
   const std::int64_t max_length = length_limit(options_, model_) + 1;
   std::vector<Example> examples;
@@ -138,12 +156,45 @@ std::vector<SampleLoss> ModelRunner::sample_loss(std::span<const SampleLossReque
     const std::int64_t limit = request.max_tokens > 0 ? std::min(request.max_tokens, max_length) : max_length;
     examples.push_back(make_example(tokenizer_, request.pieces, limit));
   }
-  return example_losses(model_, examples, options_.max_batch_tokens, [&](std::int64_t done) {
-    if (on_progress) on_progress(done, static_cast<std::int64_t>(requests.size()));
-  });
+  std::vector<SampleLoss> losses = example_losses(model_, examples, options_.max_batch_tokens);
+  for (std::size_t r = 0; on_result && r < losses.size(); ++r) on_result(r, losses[r]);
+  return losses;
 }
 
-std::vector<std::string> ModelRunner::generate(std::span<const GenerateRequest> requests) {
+std::vector<LogLikelihood> ModelRunner::rolling_log_likelihood(std::span<const std::string> texts,
+                                                               const ResultHook<LogLikelihood>& on_result) {
+  const auto prefix = prefix_token(tokenizer_);
+  if (!prefix) throw InputError("the tokenizer has neither BOS nor EOS to stand before a text");
+  const auto max_length = static_cast<std::size_t>(length_limit(options_, model_));
+  std::vector<ScoringSequence> sequences;
+  std::vector<std::size_t> text_of_sequence;
+  std::vector<LogLikelihood> results(texts.size());
+  for (std::size_t t = 0; t < texts.size(); ++t) {
+    const std::vector<TokenId> ids = encode_default(tokenizer_, texts[t]);
+    for (const RollingWindow& window : rolling_windows(ids.size(), max_length)) {
+      sequences.push_back(window_sequence(ids, window, *prefix));
+      text_of_sequence.push_back(t);
+    }
+    results[t].num_tokens = static_cast<std::int64_t>(ids.size());
+    results[t].is_greedy = true;
+  }
+  const auto scores = score_tokens(model_, sequences, options_.max_batch_tokens);
+  for (std::size_t s = 0; s < sequences.size(); ++s) {
+    // The harness adds up windows, then their sums.
+    LogLikelihood& result = results[text_of_sequence[s]];
+    double window_sum = 0.0;
+    for (const TokenScore& score : scores[s]) {
+      window_sum += score.log_prob;
+      result.is_greedy = result.is_greedy && score.is_greedy;
+    }
+    result.log_prob += window_sum;
+  }
+  for (std::size_t t = 0; on_result && t < results.size(); ++t) on_result(t, results[t]);
+  return results;
+}
+
+std::vector<std::string> ModelRunner::generate(std::span<const GenerateRequest> requests,
+                                               const ResultHook<std::string>& on_result) {
   const std::vector<TokenId> end_ids = end_ids_of(model_, tokenizer_);
   std::vector<std::string> texts;
   for (const GenerateRequest& request : requests) {
@@ -158,6 +209,7 @@ std::vector<std::string> ModelRunner::generate(std::span<const GenerateRequest> 
     });
     stream.finish();
     texts.push_back(stream.text());
+    if (on_result) on_result(texts.size() - 1, texts.back());
   }
   return texts;
 }

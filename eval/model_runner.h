@@ -26,22 +26,36 @@ struct EncodedRequest {
 /// Throws InputError with the reason only: "the continuation has no tokens".
 EncodedRequest encode_request(const Tokenizer& tokenizer, const LogLikelihoodRequest& request, std::int64_t max_length);
 
+/// Predicts tokens [begin, end) of a text. Position i of its input is what stands before token i, so that the input is
+/// the prefix token and the text's, from context_begin to end - 1, and never longer than the model's maximum.
+struct RollingWindow {
+  std::size_t begin = 0, end = 0, context_begin = 0;
+};
+/// Every token once (contracts.md 4.1 rule 8): the first window takes max_length tokens; later ones too, behind one
+/// token of context; the last one is filled up with context.
+std::vector<RollingWindow> rolling_windows(std::size_t num_tokens, std::size_t max_length);
+
 /// Scores text with a decoder. Requests whose inputs are the same ids, such as one-token choices after one context,
 /// share one pass; everything else is computed on its own.
 class ModelRunner : public LanguageModel {
  public:
   ModelRunner(const Decoder& model, const Tokenizer& tokenizer, RunnerOptions options = {});
   std::vector<LogLikelihood> log_likelihood(std::span<const LogLikelihoodRequest> requests,
-                                            const ProgressHook& on_progress) override;
+                                            const ResultHook<LogLikelihood>& on_result = {}) override;
+  std::vector<LogLikelihood> rolling_log_likelihood(std::span<const std::string> texts,
+                                                    const ResultHook<LogLikelihood>& on_result = {}) override;
   std::vector<SampleLoss> sample_loss(std::span<const SampleLossRequest> requests,
-                                      const ProgressHook& on_progress) override;
+                                      const ResultHook<SampleLoss>& on_result = {}) override;
   /// One request after another. A prompt of more than max_length - max_new_tokens tokens loses its first ones.
-  std::vector<std::string> generate(std::span<const GenerateRequest> requests) override;
+  std::vector<std::string> generate(std::span<const GenerateRequest> requests,
+                                    const ResultHook<std::string>& on_result = {}) override;
+  EngineCounts counts() const override { return counts_; }
 
  private:
   const Decoder& model_;
   const Tokenizer& tokenizer_;
   RunnerOptions options_;
+  EngineCounts counts_;
 };
 
 /// One continuation of `prompt`; on_token gets the ids as they come and ends the generation by returning false. Ends at

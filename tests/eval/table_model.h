@@ -15,9 +15,13 @@ class TableModel : public LanguageModel {
   std::map<std::string, double> log_probs;
   std::vector<LogLikelihoodRequest> requests;
   std::vector<SampleLossRequest> loss_requests;
+  std::vector<std::string> rolling_texts;
+  /// What is generated for a prompt; nothing for others.
+  std::map<std::string, std::string> answers;
+  std::vector<GenerateRequest> generate_requests;
 
   std::vector<LogLikelihood> log_likelihood(std::span<const LogLikelihoodRequest> asked,
-                                            const ProgressHook& on_progress) override {
+                                            const ResultHook<LogLikelihood>& on_result = {}) override {
     requests.assign(asked.begin(), asked.end());
     std::vector<LogLikelihood> results;
     for (std::size_t i = 0; i < asked.size(); ++i) {
@@ -29,13 +33,14 @@ class TableModel : public LanguageModel {
                          .num_tokens = 1,
                          .merged_boundary = asked[i].continuation.ends_with("MERGED"),
                          .truncated = asked[i].continuation.ends_with("LONG")});
-      if (on_progress) on_progress(static_cast<std::int64_t>(i) + 1, static_cast<std::int64_t>(asked.size()));
+      if (on_result) on_result(i, results.back());
     }
     return results;
   }
 
   /// One token a supervised byte, half a nat each.
-  std::vector<SampleLoss> sample_loss(std::span<const SampleLossRequest> asked, const ProgressHook&) override {
+  std::vector<SampleLoss> sample_loss(std::span<const SampleLossRequest> asked,
+                                      const ResultHook<SampleLoss>& on_result = {}) override {
     loss_requests.assign(asked.begin(), asked.end());
     std::vector<SampleLoss> losses;
     for (const SampleLossRequest& request : asked) {
@@ -45,13 +50,37 @@ class TableModel : public LanguageModel {
       }
       loss.nats = 0.5 * static_cast<double>(loss.num_tokens);
       losses.push_back(loss);
+      if (on_result) on_result(losses.size() - 1, loss);
     }
     return losses;
   }
 
-  std::vector<std::string> generate(std::span<const GenerateRequest> asked) override {
-    return std::vector<std::string>(asked.size());
+  /// One token a byte, half a nat each.
+  std::vector<LogLikelihood> rolling_log_likelihood(std::span<const std::string> texts,
+                                                    const ResultHook<LogLikelihood>& on_result = {}) override {
+    rolling_texts.assign(texts.begin(), texts.end());
+    std::vector<LogLikelihood> results;
+    for (const std::string& text : texts) {
+      results.push_back({.log_prob = -0.5 * static_cast<double>(text.size()),
+                         .num_tokens = static_cast<std::int64_t>(text.size())});
+      if (on_result) on_result(results.size() - 1, results.back());
+    }
+    return results;
   }
+
+  std::vector<std::string> generate(std::span<const GenerateRequest> asked,
+                                    const ResultHook<std::string>& on_result = {}) override {
+    generate_requests.assign(asked.begin(), asked.end());
+    std::vector<std::string> texts;
+    for (const GenerateRequest& request : asked) {
+      const auto found = answers.find(request.prompt);
+      texts.push_back(found == answers.end() ? "" : found->second);
+      if (on_result) on_result(texts.size() - 1, texts.back());
+    }
+    return texts;
+  }
+
+  EngineCounts counts() const override { return {}; }
 };
 
 }  // namespace dagmoe
