@@ -172,7 +172,8 @@ void evaluate_choices(TaskResult& result, LanguageModel& model, const EvalOption
     return str(files.data.string(), ":", questions[d].line, ": choice ", static_cast<std::ptrdiff_t>(r) - first + 1);
   };
   const auto responses = timed<std::vector<LogLikelihood>>(
-      result, [&] { return model.log_likelihood(requests, counted<LogLikelihood>(requests.size(), on_progress)); }, place_of);
+      result, [&] { return model.log_likelihood(requests, counted<LogLikelihood>(requests.size(), on_progress)); },
+      place_of);
   if (responses.size() != requests.size())
     throw InternalError("the model answered another number of requests than it was asked");
 

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -8,13 +9,15 @@
 
 #include "data/tokenizer.h"
 #include "eval/language_model.h"
+#include "eval/token_scores.h"
 #include "model/decoder.h"
 
 namespace dagmoe {
 
 struct RunnerOptions {
-  std::int64_t max_batch_tokens = 2048;  ///< tokens of one forward pass
-  std::int64_t max_length = 0;           ///< 0: the config's max_position_embeddings
+  std::int64_t max_batch_tokens = 2048;   ///< tokens of one forward pass
+  std::int64_t max_cached_tokens = 8192;  ///< of prompts and answers that are generated at once
+  std::int64_t max_length = 0;            ///< 0: the config's max_position_embeddings
 };
 
 /// A context and a continuation as ids, split as lm-evaluation-harness 0.4.13 does (contracts.md 4.1 rules 1-5). The
@@ -35,8 +38,8 @@ struct RollingWindow {
 /// token of context; the last one is filled up with context.
 std::vector<RollingWindow> rolling_windows(std::size_t num_tokens, std::size_t max_length);
 
-/// Scores text with a decoder. Requests whose inputs are the same ids, such as one-token choices after one context,
-/// share one pass; everything else is computed on its own.
+/// Scores text with a decoder. What requests share at their beginnings, such as examples, a question and its choices,
+/// is computed once.
 class ModelRunner : public LanguageModel {
  public:
   ModelRunner(const Decoder& model, const Tokenizer& tokenizer, RunnerOptions options = {});
@@ -46,30 +49,22 @@ class ModelRunner : public LanguageModel {
                                                     const ResultHook<LogLikelihood>& on_result = {}) override;
   std::vector<SampleLoss> sample_loss(std::span<const SampleLossRequest> requests,
                                       const ResultHook<SampleLoss>& on_result = {}) override;
-  /// One request after another. A prompt of more than max_length - max_new_tokens tokens loses its first ones.
+  /// By continuous batching (generation.h). A prompt of more than max_length - max_new_tokens tokens loses its first
+  /// ones.
   std::vector<std::string> generate(std::span<const GenerateRequest> requests,
                                     const ResultHook<std::string>& on_result = {}) override;
   EngineCounts counts() const override { return counts_; }
 
  private:
+  void score(std::span<const ScoringSequence> sequences,
+             const std::function<void(std::size_t, const std::vector<TokenScore>&)>& on_sequence);
+  void add_counts(std::span<const ScoringSequence> sequences, const ScoringWork& work,
+                  std::chrono::steady_clock::time_point start);
+
   const Decoder& model_;
   const Tokenizer& tokenizer_;
   RunnerOptions options_;
   EngineCounts counts_;
 };
-
-/// One continuation of `prompt`; on_token gets the ids as they come and ends the generation by returning false. Ends at
-/// any of `end_ids` (which is not returned) and after max_new_tokens. Of the request only max_new_tokens, temperature,
-/// top_p and seed count: stop strings are found in text, by TextStream (eval/text_stream.h) inside on_token.
-struct GenerationResult {
-  std::vector<TokenId> tokens;
-  double prefill_seconds = 0.0, decode_seconds = 0.0;
-};
-GenerationResult generate_tokens(const Decoder& model, const std::vector<TokenId>& prompt,
-                                 const GenerateRequest& request, const std::vector<TokenId>& end_ids,
-                                 const std::function<bool(TokenId)>& on_token);
-
-/// Every id that ends a generation: those of config.json and the tokenizer's EOS.
-std::vector<TokenId> end_ids_of(const Decoder& model, const Tokenizer& tokenizer);
 
 }  // namespace dagmoe

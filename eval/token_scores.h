@@ -26,11 +26,19 @@ struct ScoringSequence {
   std::vector<TokenTarget> targets;
 };
 
-/// Scores every target: result[s][i] belongs to sequences[s].targets[i]. Sequences are packed without padding, longest
-/// first, into batches of at most `max_batch_tokens` tokens (a longer one is alone); logits exist for targets'
-/// positions only, a few hundred at a time. `on_batch` gets the number of sequences that are finished. No gradients.
-std::vector<std::vector<TokenScore>> score_tokens(const Decoder& model, std::span<const ScoringSequence> sequences,
-                                                  std::int64_t max_batch_tokens,
-                                                  const std::function<void(std::int64_t)>& on_batch = {});
+/// What scoring took.
+struct ScoringWork {
+  std::int64_t tokens = 0;  ///< that went through the layers
+  std::int64_t rows = 0;    ///< whose logits were formed
+};
+
+/// Scores every target: result[s][i] belongs to sequences[s].targets[i]. What sequences share at their beginnings is
+/// computed once (prefix_tree.h), passes have at most `max_batch_tokens` tokens and no padding, and logits exist for
+/// targets' positions only, a few hundred at a time. `on_sequence` gets the number of each sequence when its scores are
+/// final. No gradients.
+std::vector<std::vector<TokenScore>> score_tokens(
+    const Decoder& model, std::span<const ScoringSequence> sequences, std::int64_t max_batch_tokens,
+    const std::function<void(std::size_t sequence, const std::vector<TokenScore>& scores)>& on_sequence = {},
+    ScoringWork* work = nullptr);
 
 }  // namespace dagmoe

@@ -5,13 +5,12 @@
 
 #include "base/error.h"
 #include "base/text.h"
-#include "eval/token_scores.h"
 
 namespace dagmoe {
 
 std::vector<SampleLoss> example_losses(const Decoder& model, std::span<const Example> examples,
-                                       std::int64_t max_batch_tokens,
-                                       const std::function<void(std::int64_t)>& on_batch) {
+                                       std::int64_t max_batch_tokens, const ResultHook<SampleLoss>& on_result,
+                                       ScoringWork* work) {
   std::vector<ScoringSequence> sequences(examples.size());
   for (std::size_t e = 0; e < examples.size(); ++e) {
     const auto& [tokens, loss_mask, line, truncated] = examples[e];
@@ -22,13 +21,14 @@ std::vector<SampleLoss> example_losses(const Decoder& model, std::span<const Exa
       if (loss_mask[i] != 0) sequences[e].targets.push_back({static_cast<std::int64_t>(i) - 1, tokens[i]});
     }
   }
-  const auto scores = score_tokens(model, sequences, max_batch_tokens, on_batch);
   std::vector<SampleLoss> losses(examples.size());
-  for (std::size_t e = 0; e < examples.size(); ++e) {
-    for (const TokenScore& score : scores[e]) losses[e].nats -= score.log_prob;
-    losses[e].num_tokens = static_cast<std::int64_t>(scores[e].size());
+  const auto finish = [&](std::size_t e, const std::vector<TokenScore>& scores) {
+    for (const TokenScore& score : scores) losses[e].nats -= score.log_prob;
+    losses[e].num_tokens = static_cast<std::int64_t>(scores.size());
     losses[e].truncated = examples[e].truncated;
-  }
+    if (on_result) on_result(e, losses[e]);
+  };
+  score_tokens(model, sequences, max_batch_tokens, finish, work);
   return losses;
 }
 

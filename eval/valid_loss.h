@@ -7,15 +7,15 @@
 
 #include "data/example.h"
 #include "eval/language_model.h"
+#include "eval/token_scores.h"
 #include "model/decoder.h"
 
 namespace dagmoe {
 
-/// Nats of each example's supervised tokens, by packed passes of at most `max_batch_tokens` tokens. An example without
-/// a target scores 0 over 0 tokens. `on_batch` gets the number of examples that are finished.
+/// Nats of each example's supervised tokens, by score_tokens. An example without a target scores 0 over 0 tokens.
 std::vector<SampleLoss> example_losses(const Decoder& model, std::span<const Example> examples,
-                                       std::int64_t max_batch_tokens,
-                                       const std::function<void(std::int64_t)>& on_batch = {});
+                                       std::int64_t max_batch_tokens, const ResultHook<SampleLoss>& on_result = {},
+                                       ScoringWork* work = nullptr);
 
 /// Loss over all supervised tokens, nats per token: sum of nats / sum of tokens, so that long answers count as in
 /// training.

@@ -10,7 +10,7 @@
 #include "cli/commands.h"
 #include "cli/model_session.h"
 #include "data/example.h"
-#include "eval/model_runner.h"
+#include "eval/generation.h"
 #include "eval/text_stream.h"
 
 namespace dagmoe {

@@ -5,6 +5,7 @@
 #include "kernels/dag_pairs.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
+#include "kernels/row_softmax.h"
 #include "kernels/swiglu.h"
 
 namespace dagmoe {
@@ -21,6 +22,8 @@ struct KernelTable {
   void (*dag_pairs_backward)(const DagPairsBackward<T>&);
   void (*cross_entropy)(const CrossEntropy<T>&);
   void (*adamw_8bit)(const AdamW8bit&);  ///< the same for every T: optimizers work on floats
+  void (*log_sum_exp)(const LogSumExp<T>&);
+  void (*attention_softmax)(const AttentionSoftmax&);  ///< on floats too
 };
 
 /// Instruction sets, slowest first. The reference table is the readable one that judges the others.

@@ -32,6 +32,28 @@ at::Tensor segment_attention(const at::Tensor& q_THd, const at::Tensor& k_THkd, 
 at::Tensor segment_attention_reference(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
                                        const std::vector<std::int64_t>& segment_offsets, std::int64_t window = 0);
 
+/// Keys and values that stand before a segment's own: rows [begin, begin + count) of the cache, or of this pass.
+struct ContextSpan {
+  bool is_cached = false;
+  std::int64_t begin = 0, count = 0;
+};
+/// Rows [begin, begin + count) of a pass: they see `context`, span after span, and then themselves causally.
+struct ContextSegment {
+  std::int64_t begin = 0, count = 0;
+  std::vector<ContextSpan> context = {};
+  std::int64_t context_size() const;
+};
+/// segment_attention for segments that go on from others: prompts and their continuations, prefixes computed earlier.
+/// The cache tensors are [S, kv heads, d]; undefined when no span is cached. Rows in no segment get zeros. No
+/// gradients. Products and softmax are float whatever the activations are.
+at::Tensor context_attention(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
+                             const at::Tensor& cached_k_SHkd, const at::Tensor& cached_v_SHkd,
+                             const std::vector<ContextSegment>& segments, std::int64_t window = 0);
+/// The slow twin, for tests, for double and for other devices: each segment's keys side by side, a masked softmax.
+at::Tensor context_attention_reference(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
+                                       const at::Tensor& cached_k_SHkd, const at::Tensor& cached_v_SHkd,
+                                       const std::vector<ContextSegment>& segments, std::int64_t window = 0);
+
 /// Where routed rows lie: rows are (token, slot) pairs sorted by expert, ties in token order.
 struct RoutedRows {
   at::Tensor token_of_row_R;  ///< int64: which token a row came from
@@ -53,6 +75,13 @@ at::Tensor grouped_linear(const at::Tensor& x_RI, const std::vector<at::Tensor>&
 /// have the dtype of x; one without rows costs nothing but a gradient of zeros.
 at::Tensor grouped_low_rank(const at::Tensor& x_NI, const at::Tensor& a_ERI, const at::Tensor& b_EOR,
                             const std::vector<std::int64_t>& counts_E, double scale);
+
+/// For each row of logits: log sum exp, in double, and the first argmax. No gradients.
+struct RowSummary {
+  std::vector<double> log_sum_exp;
+  std::vector<std::int64_t> argmax;
+};
+RowSummary summarize_logits(const at::Tensor& logits_NV);
 
 /// Tokens whose logits exist at a time: enough for an efficient product, 50 MB of bfloat16 at V = 49152.
 inline constexpr std::int64_t kCrossEntropyRows = 512;

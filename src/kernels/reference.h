@@ -5,6 +5,7 @@
 #include "kernels/dag_pairs.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
+#include "kernels/row_softmax.h"
 #include "kernels/swiglu.h"
 
 /// The slow, readable twin of every kernel, for float, Bf16 and double. Sums over long rows are double whatever T is,
@@ -28,5 +29,8 @@ void dag_pairs_backward(const DagPairsBackward<T>& args);
 template <class T>
 void cross_entropy(const CrossEntropy<T>& args);
 void adamw_8bit(const AdamW8bit& args);
+template <class T>
+void log_sum_exp(const LogSumExp<T>& args);
+void attention_softmax(const AttentionSoftmax& args);
 
 }  // namespace dagmoe::reference

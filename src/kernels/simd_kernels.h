@@ -252,6 +252,45 @@ void cross_entropy(const CrossEntropy<T>& args) {
   }
 }
 
+template <class T>
+void log_sum_exp(const LogSumExp<T>& args) {
+  for (std::int64_t n = 0; n < args.N; ++n) {
+    const T* logits_V = args.logits_NV + n * args.V;
+    Vec most = set(-__FLT_MAX__);
+    for_each_block(args.V,
+                   [&](std::int64_t v, auto lanes) { most = max(most, keep(load(logits_V + v, lanes), lanes, most)); });
+    const float top = largest(most);
+    const float total = sum_blocks(args.V, [&](std::int64_t v, auto lanes) {
+      return keep(exp(load(logits_V + v, lanes) - set(top)), lanes, set(0));
+    });
+    args.log_sum_exp_N[n] = static_cast<double>(top) + __builtin_log(static_cast<double>(total));
+    std::int64_t best = 0;
+    while (best + 1 < args.V && !(sum(load(logits_V + best, first_lanes(1))) >= top)) ++best;
+    args.argmax_N[n] = best;
+  }
+}
+
+void attention_softmax(const AttentionSoftmax& args) {
+  for (std::int64_t row = 0; row < args.num_queries * args.heads_per_query; ++row) {
+    float* scores_C = args.scores_NC + row * args.C;
+    const SeenColumns seen = seen_columns(args, row / args.heads_per_query);
+    for_each_block(seen.first, [&](std::int64_t c, auto lanes) { store(scores_C + c, set(0), lanes); });
+    float* seen_C = scores_C + seen.first;
+    const std::int64_t num_seen = seen.end - seen.first;
+    Vec most = set(-__FLT_MAX__);
+    for_each_block(num_seen,
+                   [&](std::int64_t c, auto lanes) { most = max(most, keep(load(seen_C + c, lanes), lanes, most)); });
+    const Vec top = set(largest(most));
+    args.sum_N[row] = sum_blocks(num_seen, [&](std::int64_t c, auto lanes) {
+      const Vec weight = exp(load(seen_C + c, lanes) - top);
+      store(seen_C + c, weight, lanes);
+      return keep(weight, lanes, set(0));
+    });
+    for_each_block(args.C - seen.end,
+                   [&](std::int64_t c, auto lanes) { store(scores_C + seen.end + c, set(0), lanes); });
+  }
+}
+
 // The dynamic map of adamw_8bit.h as arithmetic. The levels of decade d = 0 ... 6 are the middles of n equal parts of
 // 10^(d-7) ... 10^(d-6), so a value's level is the part it falls into. k numbers the levels of one sign from zero: 0 is
 // zero, decade d begins at k = n (with sign, n = 2^d) or n - 1 (without, n = 2^(d+1)), and 1 comes last.
@@ -348,7 +387,8 @@ void adamw_8bit(const AdamW8bit& args) {
 template <class T>
 constexpr KernelTable<T> simd_table() {
   return {rms_norm_forward<T>,  rms_norm_backward<T>,  rope<T>,          swiglu_forward<T>, swiglu_backward<T>,
-          dag_pairs_forward<T>, dag_pairs_backward<T>, cross_entropy<T>, adamw_8bit};
+          dag_pairs_forward<T>, dag_pairs_backward<T>, cross_entropy<T>, adamw_8bit,        log_sum_exp<T>,
+          attention_softmax};
 }
 
 }  // namespace

@@ -6,11 +6,11 @@
 #include <ATen/CPUGeneratorImpl.h>
 
 #include <cmath>
+#include <numeric>
 #include <utility>
 
 #include "base/error.h"
 #include "base/text.h"
-#include "kernels/ops.h"
 #include "model/neftune.h"
 
 namespace dagmoe {
@@ -69,21 +69,6 @@ at::Tensor shared_ffn(const at::Tensor& x_TD, const DecoderLayer& layer, const A
   const at::Tensor out_TD = feed_forward_part(x_TD, layer.shared_expert, pass);
   if (!layer.shared_gate.weight.defined()) return out_TD;
   return at::sigmoid(linear(x_TD, layer.shared_gate, pass)) * out_TD;
-}
-
-// Attention of n new tokens over a cache that already holds `past` tokens and now the new ones too.
-at::Tensor cached_attention(const at::Tensor& q_nHd, const at::Tensor& k_SHkd, const at::Tensor& v_SHkd,
-                            std::int64_t past, std::int64_t window) {
-  const auto n = q_nHd.size(0), S = k_SHkd.size(0), group = q_nHd.size(1) / k_SHkd.size(1);
-  const auto heads_first = [](const at::Tensor& x) { return x.transpose(0, 1).unsqueeze(0); };
-  const at::Tensor k = heads_first(k_SHkd).repeat_interleave(group, 1),
-                   v = heads_first(v_SHkd).repeat_interleave(group, 1);
-  std::optional<at::Tensor> mask;
-  if (n > 1 || (window > 0 && S > window)) {
-    mask = at::ones({n, S}, q_nHd.options().dtype(at::kBool)).tril(past);
-    if (window > 0) mask = mask->triu(past - window + 1);
-  }
-  return at::scaled_dot_product_attention(heads_first(q_nHd), k, v, mask).squeeze(0).transpose(0, 1);
 }
 
 }  // namespace
@@ -364,28 +349,71 @@ KvCache Decoder::make_cache(std::int64_t capacity) const {
   return cache;
 }
 
-at::Tensor Decoder::forward_cached(const at::Tensor& input_ids_T, KvCache& cache) const {
+namespace {
+
+// Which rows of a pass go to which rows of the cache; undefined when none does.
+struct KeptRows {
+  explicit KeptRows(const ContextInput& input) {
+    std::vector<std::int64_t> from, to;
+    for (const ContextInput::Kept& kept : input.kept) {
+      for (std::int64_t i = 0; i < kept.count; ++i) {
+        from.push_back(kept.begin + i);
+        to.push_back(kept.cache_begin + i);
+      }
+    }
+    if (from.empty()) return;
+    from_N = at::tensor(from, at::kLong).to(input.input_ids_T.device());
+    to_N = at::tensor(to, at::kLong).to(input.input_ids_T.device());
+  }
+  at::Tensor from_N, to_N;
+};
+
+}  // namespace
+
+at::Tensor Decoder::forward_in_context(const ContextInput& input, KvCache& cache) const {
   const at::NoGradGuard no_grad;
-  const auto n = input_ids_T.size(0), past = cache.length;
-  if (past + n > cache.capacity)
-    throw InternalError(str("kv cache of ", cache.capacity, " tokens cannot take ", past + n));
-  const RopeTables rope = rope_tables_at(at::arange(past, past + n, input_ids_T.options()));
-  at::Tensor hidden_TD = cast(at::embedding(embed_tokens_VD, input_ids_T), compute_dtype);
+  const RopeTables rope = rope_tables_at(input.position_ids_T);
+  const KeptRows kept(input);
+  const at::Tensor rows_R = at::tensor(input.rows, at::kLong).to(input.input_ids_T.device());
+  at::Tensor hidden_TD = cast(at::embedding(embed_tokens_VD, input.input_ids_T), compute_dtype);
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const DecoderLayer& layer = layers[i];
     const at::Tensor x_TD = rms_norm(hidden_TD, layer.input_norm_D, config.rms_norm_eps);
     const QueryKeyValue qkv = project_qkv(layer.attention, config, x_TD, rope);
-    cache.keys[i].narrow(0, past, n).copy_(qkv.k_THkd);
-    cache.values[i].narrow(0, past, n).copy_(qkv.v_THkd);
-    const at::Tensor keys = cache.keys[i].narrow(0, 0, past + n), values = cache.values[i].narrow(0, 0, past + n);
-    const std::int64_t window = config.window_of(static_cast<std::int64_t>(i));
-    const at::Tensor attended_nHd = past == 0 ? segment_attention(qkv.q_THd, keys, values, {0, n}, window)
-                                              : cached_attention(qkv.q_THd, keys, values, past, window);
-    hidden_TD = hidden_TD + project_output(layer.attention, config, attended_nHd);
+    const bool is_last = i + 1 == layers.size();
+    at::Tensor attended_THd;
+    if (!is_last || !input.rows.empty())
+      attended_THd = context_attention(qkv.q_THd, qkv.k_THkd, qkv.v_THkd, cache.keys[i], cache.values[i],
+                                       input.segments, config.window_of(static_cast<std::int64_t>(i)));
+    if (kept.from_N.defined()) {
+      cache.keys[i].index_copy_(0, kept.to_N, qkv.k_THkd.index_select(0, kept.from_N));
+      cache.values[i].index_copy_(0, kept.to_N, qkv.v_THkd.index_select(0, kept.from_N));
+    }
+    if (is_last) {
+      if (input.rows.empty()) return at::empty({0, config.hidden_size}, hidden_TD.options());
+      hidden_TD = hidden_TD.index_select(0, rows_R);
+      attended_THd = attended_THd.index_select(0, rows_R);
+    }
+    hidden_TD = hidden_TD + project_output(layer.attention, config, attended_THd);
     hidden_TD = feed_forward(static_cast<std::int64_t>(i), hidden_TD, {}, {}, {}).hidden_TD;
   }
-  cache.length = past + n;
   return rms_norm(hidden_TD, norm_D, config.rms_norm_eps);
+}
+
+at::Tensor Decoder::forward_cached(const at::Tensor& input_ids_T, KvCache& cache) const {
+  const auto n = input_ids_T.size(0), past = cache.length;
+  if (past + n > cache.capacity)
+    throw InternalError(str("kv cache of ", cache.capacity, " tokens cannot take ", past + n));
+  ContextInput input = {.input_ids_T = input_ids_T,
+                        .position_ids_T = at::arange(past, past + n, input_ids_T.options()),
+                        .segments = {{.begin = 0, .count = n}},
+                        .kept = {{.begin = 0, .count = n, .cache_begin = past}},
+                        .rows = std::vector<std::int64_t>(static_cast<std::size_t>(n))};
+  if (past > 0) input.segments.front().context = {{.is_cached = true, .begin = 0, .count = past}};
+  std::iota(input.rows.begin(), input.rows.end(), std::int64_t{0});
+  const at::Tensor hidden_TD = forward_in_context(input, cache);
+  cache.length = past + n;
+  return hidden_TD;
 }
 
 at::Tensor Decoder::output_weight() const {

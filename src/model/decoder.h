@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "kernels/ops.h"
 #include "model/attention.h"
 #include "model/combine.h"
 #include "model/config.h"
@@ -53,11 +54,24 @@ struct ModelOutput {
   std::vector<Routing> routing;  ///< one per MoE layer, in order
 };
 
-/// Keys and values of one sequence seen so far, for generation; one entry a layer, [S, kv heads, d].
+/// Keys and values computed earlier; one entry a layer, [capacity, kv heads, d]. What lies in which row is the caller's
+/// business; `length` is used by forward_cached alone, which fills the rows in order.
 struct KvCache {
   std::vector<at::Tensor> keys, values;
   std::int64_t length = 0;
   std::int64_t capacity = 0;
+};
+
+/// A pass over segments that go on from others, in the same pass or in the cache (kernels/ops.h).
+struct ContextInput {
+  at::Tensor input_ids_T, position_ids_T;  ///< int64
+  std::vector<ContextSegment> segments;
+  /// Rows [begin, begin + count) of the pass whose keys and values are kept in the cache from row cache_begin on.
+  struct Kept {
+    std::int64_t begin = 0, count = 0, cache_begin = 0;
+  };
+  std::vector<Kept> kept = {};
+  std::vector<std::int64_t> rows = {};  ///< whose hidden states are wanted, rising
 };
 
 /// A parameter by its checkpoint name ("model.layers.3.mlp.dag.1.up_proj.weight"), in the order of the forward pass.
@@ -129,6 +143,9 @@ class Decoder {
 
   /// Hidden states of packed sequences. Differentiable with respect to every parameter that requires grad.
   ModelOutput forward(const ModelInput& input, const ForwardOptions& options = {}) const;
+  /// Hidden states [rows, D] of the wanted rows alone; what no wanted row needs is not computed in the last layer. What
+  /// is kept may overwrite rows of the cache that no segment sees. No gradients.
+  at::Tensor forward_in_context(const ContextInput& input, KvCache& cache) const;
   /// Appends `input_ids_T` (one sequence) to the cache and returns the hidden states of the new tokens. No gradients.
   at::Tensor forward_cached(const at::Tensor& input_ids_T, KvCache& cache) const;
   KvCache make_cache(std::int64_t capacity) const;

@@ -8,6 +8,7 @@
 #include <cmath>
 
 #include "base/error.h"
+#include "eval/generation.h"
 #include "eval/token_scores.h"
 #include "eval/valid_loss.h"
 #include "tests/support/byte_tokenizer.h"
@@ -382,6 +383,96 @@ TEST_CASE("generate: text is cut at a stop string", "[eval]") {
   const std::string stop(1, *ascii);
   const std::vector<GenerateRequest> stopped = {{.prompt = "abc", .stop = {stop}, .max_new_tokens = 16}};
   CHECK(runner.generate(stopped).front() == text.substr(0, text.find(stop)));
+}
+
+TEST_CASE("generate_batch: answers are those of each prompt alone, whatever the limits", "[eval]") {
+  for (const bool is_moe : {false, true}) {
+    const Decoder model = tiny_decoder(is_moe);
+    const std::string header = "a beginning that all prompts share: ";
+    std::vector<GenerationTask> tasks;
+    for (int i = 0; i < 9; ++i) {
+      const std::string prompt =
+          (is_moe ? header : "") + std::string(static_cast<std::size_t>(1 + i * 7 % 5), 'a') + std::to_string(i);
+      GenerateRequest request = {.max_new_tokens = 1 + i * 3 % 11};
+      if (i % 4 == 3) request.temperature = 0.7, request.seed = static_cast<std::uint64_t>(i);
+      tasks.push_back({Ids(prompt.begin(), prompt.end()), request});
+    }
+    std::vector<Ids> alone;
+    for (const GenerationTask& task : tasks)
+      alone.push_back(generate_tokens(model, task.prompt, task.request, {'e'}, {}).tokens);
+    for (const std::int64_t max_batch_tokens : {1, 20, 4096}) {
+      for (const std::int64_t max_cached_tokens : {1, 120, 4096}) {
+        INFO("moe " << is_moe << ", batch " << max_batch_tokens << ", cache " << max_cached_tokens);
+        std::vector<Ids> answers(tasks.size());
+        std::vector<int> num_finished(tasks.size());
+        ScoringWork work;
+        generate_batch(model, tasks, {'e'}, {max_batch_tokens, max_cached_tokens},
+                       {.on_token =
+                            [&](std::size_t t, TokenId id) {
+                              answers[t].push_back(id);
+                              return true;
+                            },
+                        .on_finished = [&](std::size_t t) { ++num_finished[t]; }},
+                       &work);
+        CHECK(answers == alone);
+        CHECK(num_finished == std::vector<int>(tasks.size(), 1));
+        std::size_t num_prompt = 0;
+        for (const GenerationTask& task : tasks) num_prompt += task.prompt.size();
+        if (is_moe) CHECK(work.tokens < static_cast<std::int64_t>(num_prompt));  // the header once
+      }
+    }
+  }
+}
+
+TEST_CASE("rolling_windows: every token once, each window as long as the model allows", "[eval]") {
+  CHECK(rolling_windows(0, 4).empty());
+  for (std::size_t num_tokens = 1; num_tokens < 20; ++num_tokens) {
+    std::size_t next = 0;
+    for (const RollingWindow& window : rolling_windows(num_tokens, 4)) {
+      CHECK(window.begin == next);
+      next = window.end;
+      CHECK(window.end - window.context_begin <= 4);
+      if (num_tokens >= 4) CHECK(window.end - window.context_begin == 4);
+    }
+    CHECK(next == num_tokens);
+  }
+}
+
+TEST_CASE("rolling_log_likelihood: a text in windows, behind the prefix token", "[eval]") {
+  const ByteTokenizer tokenizer;
+  const Decoder model = tiny_decoder(false);
+  ModelRunner runner(model, tokenizer, {.max_length = 8});
+  const std::string text = "a text of 20 letters";
+  const std::vector<std::string> texts = {text, "", "ab"};
+  const auto results = runner.rolling_log_likelihood(texts);
+  double expected = 0;
+  for (const auto& [begin, context] : {std::pair{0, 0}, std::pair{8, 8}, std::pair{16, 12}}) {
+    Ids ids = {kByteBos};
+    ids.insert(ids.end(), text.begin(), text.end());
+    const Ids input(ids.begin() + context, ids.begin() + std::min(begin + 8, 20));
+    const at::Tensor log_probs = log_probs_TV(model, input);
+    for (int i = begin; i < std::min(begin + 8, 20); ++i)
+      expected += log_probs[i - context][static_cast<unsigned char>(text[static_cast<std::size_t>(i)])].item<double>();
+  }
+  CHECK(results[0].log_prob == Approx(expected).epsilon(1e-5));
+  CHECK(results[0].num_tokens == 20);
+  CHECK(results[1].log_prob == 0);
+  CHECK(results[2].num_tokens == 2);
+}
+
+TEST_CASE("log_likelihood: each result is reported once, when it is final", "[eval]") {
+  const ByteTokenizer tokenizer;
+  const Decoder model = tiny_decoder(false);
+  ModelRunner runner(model, tokenizer, {.max_batch_tokens = 8});
+  const auto requests = mixed_requests();
+  std::vector<int> times(requests.size());
+  std::vector<double> reported(requests.size());
+  const auto results = runner.log_likelihood(requests, [&](std::size_t r, const LogLikelihood& result) {
+    ++times[r];
+    reported[r] = result.log_prob;
+  });
+  CHECK(times == std::vector<int>(requests.size(), 1));
+  for (std::size_t r = 0; r < requests.size(); ++r) CHECK(reported[r] == results[r].log_prob);
 }
 
 }  // namespace

@@ -387,3 +387,36 @@ TEST_CASE("kernels: bfloat16 results keep a NaN and round ties to even", "[kerne
     require_equal(run_swiglu<Bf16>(table, gate, up), expected);
   });
 }
+
+TEMPLATE_TEST_CASE("log_sum_exp: every table gives what the reference gives", "[kernels]", float, Bf16) {
+  using T = TestType;
+  for_each_table<T>([](const KernelTable<T>& table, const KernelTable<T>& reference) {
+    for (const std::int64_t V : kSizes) {
+      const at::Tensor logits = random_values<T>({3, V}, 5, static_cast<std::uint64_t>(V));
+      double actual[3], expected[3];
+      std::int64_t actual_argmax[3], expected_argmax[3];
+      table.log_sum_exp({3, V, data<T>(logits), actual, actual_argmax});
+      reference.log_sum_exp({3, V, data<T>(logits), expected, expected_argmax});
+      for (int n = 0; n < 3; ++n) {
+        CHECK(actual[n] == Approx(expected[n]).epsilon(kFloatTolerance).margin(kFloatTolerance));
+        CHECK(actual_argmax[n] == expected_argmax[n]);
+      }
+    }
+  });
+}
+
+TEST_CASE("attention_softmax: every table gives what the reference gives", "[kernels]") {
+  for_each_table<float>([](const KernelTable<float>& table, const KernelTable<float>& reference) {
+    for (const std::int64_t past : {0, 1, 15, 40}) {
+      for (const std::int64_t window : {0, 1, 9}) {
+        const std::int64_t n = 5, M = 3, C = past + n;
+        const at::Tensor scores = random_values<float>({n * M, C}, 3, 11), other = guarded(scores);
+        const at::Tensor sums = empty_values<float>({n * M}), other_sums = empty_values<float>({n * M});
+        table.attention_softmax({n, M, C, past, window, data<float>(scores), data<float>(sums)});
+        reference.attention_softmax({n, M, C, past, window, data<float>(other), data<float>(other_sums)});
+        require_as_reference<float>(scores, other);
+        require_as_reference<float>(sums, other_sums);
+      }
+    }
+  });
+}

@@ -1,0 +1,334 @@
+#include <ATen/ATen.h>
+#include <ATen/core/grad_mode.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <limits>
+
+#include "kernels/dispatch.h"
+#include "kernels/element_convert.h"
+#include "kernels/ops.h"
+#include "kernels/ops_support.h"
+
+// Attention of segments that go on from others, without gradients, and the softmax of logits. n: queries of a block,
+// M = H / Hk: query heads that share a key head, C: columns, the positions that a block's last query sees.
+
+// MKL's single-precision product, which LibTorch carries; column-major.
+extern "C" void sgemm_(const char* transa, const char* transb, const int* m, const int* n, const int* k,
+                       const float* alpha, const float* a, const int* lda, const float* b, const int* ldb,
+                       const float* beta, float* c, const int* ldc);
+
+namespace dagmoe {
+
+std::int64_t ContextSegment::context_size() const {
+  std::int64_t size = 0;
+  for (const ContextSpan& span : context) size += span.count;
+  return size;
+}
+
+namespace ops {
+namespace {
+
+/// A matrix inside a larger one: element (r, c) at data[r * stride + c].
+struct Matrix {
+  float* data;
+  std::int64_t stride;
+};
+
+// c_mn = a_mk b_nk^T
+void multiply_transposed(std::int64_t m, std::int64_t n, std::int64_t k, Matrix a_mk, Matrix b_nk, Matrix c_mn) {
+  const int rows = static_cast<int>(m), columns = static_cast<int>(n), inner = static_cast<int>(k);
+  const int lda = static_cast<int>(a_mk.stride), ldb = static_cast<int>(b_nk.stride),
+            ldc = static_cast<int>(c_mn.stride);
+  const float one = 1, zero = 0;
+  sgemm_("T", "N", &columns, &rows, &inner, &one, b_nk.data, &ldb, a_mk.data, &lda, &zero, c_mn.data, &ldc);
+}
+
+// c_mn = beta c_mn + a_mk b_kn
+void multiply(std::int64_t m, std::int64_t n, std::int64_t k, Matrix a_mk, Matrix b_kn, float beta, Matrix c_mn) {
+  const int rows = static_cast<int>(m), columns = static_cast<int>(n), inner = static_cast<int>(k);
+  const int lda = static_cast<int>(a_mk.stride), ldb = static_cast<int>(b_kn.stride),
+            ldc = static_cast<int>(c_mn.stride);
+  const float one = 1;
+  sgemm_("N", "N", &columns, &rows, &inner, &one, b_kn.data, &ldb, a_mk.data, &lda, &beta, c_mn.data, &ldc);
+}
+
+/// Element (t, h, i) at data[t * row + h * d + i].
+template <class T>
+struct Heads {
+  explicit Heads(const at::Tensor& x_THd)
+      : data(x_THd.defined() ? static_cast<T*>(x_THd.mutable_data_ptr()) : nullptr),
+        row(x_THd.defined() ? x_THd.stride(0) : 0) {}
+  T* data;
+  std::int64_t row;
+};
+
+/// One block of queries of one segment and one key head.
+struct Task {
+  const ContextSegment* segment;
+  std::int64_t kv_head, first_query, num_queries;
+};
+
+/// Keys or values of one run of positions.
+struct Run {
+  Matrix rows;
+  std::int64_t count;
+};
+
+void copy_row(const float* from, float* to, std::int64_t size, float scale) {
+  for (std::int64_t i = 0; i < size; ++i) to[i] = from[i] * scale;
+}
+void copy_row(const Bf16* from, float* to, std::int64_t size, float scale) {
+  for (std::int64_t i = 0; i < size; ++i) {
+    const std::uint32_t bits = static_cast<std::uint32_t>(from[i].bits) << 16;
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    to[i] = value * scale;
+  }
+}
+void copy_row(const float* from, float* to, std::int64_t size) { std::copy(from, from + size, to); }
+void copy_row(const float* from, Bf16* to, std::int64_t size) {
+  for (std::int64_t i = 0; i < size; ++i) to[i] = to_element<Bf16>(from[i]);
+}
+
+template <class T>
+class ContextAttention {
+ public:
+  ContextAttention(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
+                   const at::Tensor& cached_k_SHkd, const at::Tensor& cached_v_SHkd, const at::Tensor& out_THd,
+                   std::int64_t window)
+      : d_(q_THd.size(2)),
+        num_kv_heads_(k_THkd.size(1)),
+        M_(q_THd.size(1) / num_kv_heads_),
+        window_(window),
+        scale_(static_cast<float>(1 / std::sqrt(static_cast<double>(d_)))),
+        q_(q_THd),
+        k_(k_THkd),
+        v_(v_THkd),
+        cached_k_(cached_k_SHkd),
+        cached_v_(cached_v_SHkd),
+        out_(out_THd) {}
+
+  void run(const std::vector<ContextSegment>& segments) const {
+    const std::vector<Task> tasks = tasks_of(segments);
+    // Tasks differ in size, so that each thread takes the next one when it is free.
+    std::atomic<std::size_t> next{0};
+    at::parallel_for(0, at::get_num_threads(), 1, [&](std::int64_t, std::int64_t) {
+      Buffers buffers;
+      for (std::size_t i = next++; i < tasks.size(); i = next++) attend(tasks[i], buffers);
+    });
+  }
+
+ private:
+  struct Buffers {
+    std::vector<float> queries, scores, sums, out, keys, values;
+  };
+
+  // As many queries as keep the scores of a block in the cache of a core.
+  std::vector<Task> tasks_of(const std::vector<ContextSegment>& segments) const {
+    constexpr std::int64_t kScores = 96 * 1024, kMinQueries = 16;
+    std::vector<Task> tasks;
+    for (const ContextSegment& segment : segments) {
+      const std::int64_t most_columns = segment.context_size() + segment.count;
+      const std::int64_t block = std::max(kMinQueries, kScores / std::max<std::int64_t>(1, M_ * most_columns));
+      for (std::int64_t first = 0; first < segment.count; first += block) {
+        for (std::int64_t head = 0; head < num_kv_heads_; ++head)
+          tasks.push_back({&segment, head, first, std::min(block, segment.count - first)});
+      }
+    }
+    return tasks;
+  }
+
+  // The runs of keys (or values) that a task sees, in order: in place when they are floats, else as floats in `buffer`.
+  std::vector<Run> runs_of(const Task& task, const Heads<T>& own, const Heads<T>& cached,
+                           std::vector<float>& buffer) const {
+    std::vector<Run> runs;
+    const auto add = [&](const Heads<T>& source, std::int64_t begin, std::int64_t count) {
+      T* first = source.data + begin * source.row + task.kv_head * d_;
+      if constexpr (std::is_same_v<T, float>) {
+        runs.push_back({{first, source.row}, count});
+      } else {
+        const std::size_t filled = buffer.size();
+        buffer.resize(filled + static_cast<std::size_t>(count * d_));
+        for (std::int64_t i = 0; i < count; ++i)
+          copy_row(first + i * source.row, buffer.data() + filled + static_cast<std::size_t>(i * d_), d_, 1);
+      }
+    };
+    buffer.clear();
+    std::int64_t num_columns = 0;
+    for (const ContextSpan& span : task.segment->context) {
+      add(span.is_cached ? cached : own, span.begin, span.count);
+      num_columns += span.count;
+    }
+    const std::int64_t own_count = task.first_query + task.num_queries;
+    add(own, task.segment->begin, own_count);
+    if constexpr (!std::is_same_v<T, float>) runs.push_back({{buffer.data(), d_}, num_columns + own_count});
+    return runs;
+  }
+
+  void attend(const Task& task, Buffers& buffers) const {
+    const std::int64_t n = task.num_queries, rows = n * M_;
+    const std::int64_t first_position = task.segment->context_size() + task.first_query, C = first_position + n;
+    const std::int64_t first_row = task.segment->begin + task.first_query;
+    buffers.queries.resize(static_cast<std::size_t>(rows * d_));
+    buffers.out.resize(static_cast<std::size_t>(rows * d_));
+    buffers.scores.resize(static_cast<std::size_t>(rows * C));
+    buffers.sums.resize(static_cast<std::size_t>(rows));
+    for (std::int64_t i = 0; i < n; ++i) {
+      copy_row(q_.data + (first_row + i) * q_.row + task.kv_head * M_ * d_, buffers.queries.data() + i * M_ * d_,
+               M_ * d_, scale_);
+    }
+    const Matrix queries = {buffers.queries.data(), d_}, scores = {buffers.scores.data(), C},
+                 out = {buffers.out.data(), d_};
+    std::int64_t column = 0;
+    for (const Run& run : runs_of(task, k_, cached_k_, buffers.keys)) {
+      multiply_transposed(rows, run.count, d_, queries, run.rows, {scores.data + column, C});
+      column += run.count;
+    }
+    kernels<float>().attention_softmax({.num_queries = n,
+                                        .heads_per_query = M_,
+                                        .C = C,
+                                        .first_position = first_position,
+                                        .window = window_,
+                                        .scores_NC = scores.data,
+                                        .sum_N = buffers.sums.data()});
+    column = 0;
+    for (const Run& run : runs_of(task, v_, cached_v_, buffers.values)) {
+      multiply(rows, d_, run.count, {scores.data + column, C}, run.rows, column == 0 ? 0.0F : 1.0F, out);
+      column += run.count;
+    }
+    for (std::int64_t row = 0; row < rows; ++row) {
+      float* out_d = out.data + row * d_;
+      copy_row(out_d, out_d, d_, 1 / buffers.sums[static_cast<std::size_t>(row)]);
+    }
+    for (std::int64_t i = 0; i < n; ++i)
+      copy_row(out.data + i * M_ * d_, out_.data + (first_row + i) * out_.row + task.kv_head * M_ * d_, M_ * d_);
+  }
+
+  std::int64_t d_, num_kv_heads_, M_, window_;
+  float scale_;
+  Heads<T> q_, k_, v_, cached_k_, cached_v_, out_;
+};
+
+bool any_cached(const std::vector<ContextSegment>& segments) {
+  return std::any_of(segments.begin(), segments.end(), [](const ContextSegment& segment) {
+    return std::any_of(segment.context.begin(), segment.context.end(), [](const auto& span) { return span.is_cached; });
+  });
+}
+
+void check_context(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
+                   const at::Tensor& cached_k_SHkd, const at::Tensor& cached_v_SHkd,
+                   const std::vector<ContextSegment>& segments) {
+  require(q_THd.dim() == 3 && k_THkd.dim() == 3 && k_THkd.sizes() == v_THkd.sizes() &&
+              q_THd.size(0) == k_THkd.size(0) && q_THd.size(2) == k_THkd.size(2) && k_THkd.size(1) > 0 &&
+              q_THd.size(1) % k_THkd.size(1) == 0,
+          "context_attention: found q ", shape_text(q_THd.sizes()), ", k ", shape_text(k_THkd.sizes()), ", v ",
+          shape_text(v_THkd.sizes()));
+  const std::int64_t num_rows = q_THd.size(0), num_cached = cached_k_SHkd.defined() ? cached_k_SHkd.size(0) : 0;
+  if (any_cached(segments)) {
+    require(cached_k_SHkd.defined() && cached_v_SHkd.defined() && cached_k_SHkd.sizes() == cached_v_SHkd.sizes() &&
+                cached_k_SHkd.sizes().slice(1) == k_THkd.sizes().slice(1) &&
+                cached_k_SHkd.scalar_type() == q_THd.scalar_type(),
+            "context_attention: the cache has another shape or type than the keys");
+  }
+  const auto is_inside = [](std::int64_t begin, std::int64_t count, std::int64_t size) {
+    return begin >= 0 && count >= 0 && begin + count <= size;
+  };
+  for (const ContextSegment& segment : segments) {
+    require(is_inside(segment.begin, segment.count, num_rows), "context_attention: a segment ends outside the pass");
+    for (const ContextSpan& span : segment.context) {
+      require(is_inside(span.begin, span.count, span.is_cached ? num_cached : num_rows),
+              "context_attention: a context span ends outside its rows");
+    }
+  }
+}
+
+at::Tensor rows_contiguous(const at::Tensor& x_THd) {
+  return x_THd.stride(2) == 1 && x_THd.stride(1) == x_THd.size(2) ? x_THd : x_THd.contiguous();
+}
+
+template <class T>
+at::Tensor attend(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
+                  const at::Tensor& cached_k_SHkd, const at::Tensor& cached_v_SHkd,
+                  const std::vector<ContextSegment>& segments, std::int64_t window) {
+  std::int64_t num_covered = 0;
+  for (const ContextSegment& segment : segments) num_covered += segment.count;
+  const at::Tensor out_THd = num_covered < q_THd.size(0) ? at::zeros(q_THd.sizes(), q_THd.options())
+                                                         : at::empty(q_THd.sizes(), q_THd.options());
+  const at::Tensor q = rows_contiguous(q_THd), k = rows_contiguous(k_THkd), v = rows_contiguous(v_THkd);
+  ContextAttention<T>(q, k, v, cached_k_SHkd, cached_v_SHkd, out_THd, window).run(segments);
+  return out_THd;
+}
+
+}  // namespace
+}  // namespace ops
+
+at::Tensor context_attention(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
+                             const at::Tensor& cached_k_SHkd, const at::Tensor& cached_v_SHkd,
+                             const std::vector<ContextSegment>& segments, std::int64_t window) {
+  const at::NoGradGuard no_grad;
+  ops::check_context(q_THd, k_THkd, v_THkd, cached_k_SHkd, cached_v_SHkd, segments);
+  if (q_THd.is_cpu() && q_THd.scalar_type() == at::kFloat)
+    return ops::attend<float>(q_THd, k_THkd, v_THkd, cached_k_SHkd, cached_v_SHkd, segments, window);
+  if (q_THd.is_cpu() && q_THd.scalar_type() == at::kBFloat16)
+    return ops::attend<Bf16>(q_THd, k_THkd, v_THkd, cached_k_SHkd, cached_v_SHkd, segments, window);
+  return context_attention_reference(q_THd, k_THkd, v_THkd, cached_k_SHkd, cached_v_SHkd, segments, window);
+}
+
+at::Tensor context_attention_reference(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
+                                       const at::Tensor& cached_k_SHkd, const at::Tensor& cached_v_SHkd,
+                                       const std::vector<ContextSegment>& segments, std::int64_t window) {
+  const at::NoGradGuard no_grad;
+  ops::check_context(q_THd, k_THkd, v_THkd, cached_k_SHkd, cached_v_SHkd, segments);
+  const std::int64_t group = q_THd.size(1) / k_THkd.size(1);
+  const auto dtype = ops::accumulate_dtype(q_THd.scalar_type());
+  at::Tensor out_THd = at::zeros(q_THd.sizes(), q_THd.options());
+  for (const ContextSegment& segment : segments) {
+    if (segment.count == 0) continue;
+    std::vector<at::Tensor> keys, values;
+    for (const ContextSpan& span : segment.context) {
+      keys.push_back((span.is_cached ? cached_k_SHkd : k_THkd).narrow(0, span.begin, span.count));
+      values.push_back((span.is_cached ? cached_v_SHkd : v_THkd).narrow(0, span.begin, span.count));
+    }
+    keys.push_back(k_THkd.narrow(0, segment.begin, segment.count));
+    values.push_back(v_THkd.narrow(0, segment.begin, segment.count));
+    const auto heads_first = [&](const std::vector<at::Tensor>& parts) {
+      return at::cat(parts).to(dtype).repeat_interleave(group, 1).transpose(0, 1);
+    };
+    const at::Tensor q_Hnd = q_THd.narrow(0, segment.begin, segment.count).to(dtype).transpose(0, 1);
+    const at::Tensor k_HCd = heads_first(keys), v_HCd = heads_first(values);
+    const std::int64_t past = segment.context_size();
+    at::Tensor seen_nC = at::ones({segment.count, past + segment.count}, q_THd.options().dtype(at::kBool)).tril(past);
+    if (window > 0) seen_nC = seen_nC.triu(past - window + 1);
+    const double scale = 1 / std::sqrt(static_cast<double>(q_THd.size(2)));
+    const at::Tensor scores_HnC = (at::matmul(q_Hnd, k_HCd.transpose(1, 2)) * scale)
+                                      .masked_fill(seen_nC.logical_not(), -std::numeric_limits<double>::infinity());
+    const at::Tensor out_nHd = at::matmul(at::softmax(scores_HnC, -1), v_HCd).transpose(0, 1);
+    out_THd.narrow(0, segment.begin, segment.count).copy_(out_nHd);
+  }
+  return out_THd;
+}
+
+RowSummary summarize_logits(const at::Tensor& logits_NV) {
+  ops::require(logits_NV.dim() == 2, "summarize_logits: found shape ", shape_text(logits_NV.sizes()));
+  const at::Tensor logits = logits_NV.to(at::kCPU).contiguous();
+  const std::int64_t N = logits.size(0), V = logits.size(1);
+  RowSummary summary;
+  summary.log_sum_exp.resize(static_cast<std::size_t>(N));
+  summary.argmax.resize(static_cast<std::size_t>(N));
+  ops::with_element(logits.scalar_type(), [&](auto element) {
+    using T = typename decltype(element)::type;
+    ops::parallel_rows(N, V, [&](std::int64_t begin, std::int64_t end) {
+      kernels<T>().log_sum_exp({.N = end - begin,
+                                .V = V,
+                                .logits_NV = ops::input<T>(logits) + begin * V,
+                                .log_sum_exp_N = summary.log_sum_exp.data() + begin,
+                                .argmax_N = summary.argmax.data() + begin});
+    });
+  });
+  return summary;
+}
+
+}  // namespace dagmoe
