@@ -4,6 +4,7 @@
 #include <chrono>
 #include <optional>
 
+#include "base/environment.h"
 #include "base/error.h"
 #include "base/text.h"
 #include "eval/generation.h"
@@ -19,12 +20,12 @@ std::optional<TokenId> prefix_token(const Tokenizer& tokenizer) {
 }
 
 // With the tokenizer's BOS and EOS, unless the text itself begins with it (contracts.md 4.1 rule 4).
-std::vector<TokenId> encode_default(const Tokenizer& tokenizer, std::string_view text) {
+std::vector<TokenId> encode_default(const Tokenizer& tokenizer, std::string_view text, std::optional<bool> add_bos) {
   bool has_prefix = false;
   if (const auto prefix = prefix_token(tokenizer))
     has_prefix = text.starts_with(tokenizer.decode({&*prefix, 1}, /*keep_special=*/true));
-  return tokenizer.encode(
-      text, {.add_bos = tokenizer.adds_bos() && !has_prefix, .add_eos = tokenizer.adds_eos() && !has_prefix});
+  return tokenizer.encode(text, {.add_bos = add_bos.value_or(tokenizer.adds_bos()) && !has_prefix,
+                                 .add_eos = tokenizer.adds_eos() && !has_prefix});
 }
 
 EncodedRequest encode_without_context(const Tokenizer& tokenizer, const std::string& continuation) {
@@ -39,11 +40,12 @@ EncodedRequest encode_without_context(const Tokenizer& tokenizer, const std::str
   return encoded;
 }
 
-EncodedRequest encode_pair(const Tokenizer& tokenizer, const LogLikelihoodRequest& request) {
+EncodedRequest encode_pair(const Tokenizer& tokenizer, const LogLikelihoodRequest& request,
+                           std::optional<bool> add_bos) {
   const std::size_t num_kept = request.context.size() - trailing_space_bytes(request.context);
-  std::vector<TokenId> whole = encode_default(tokenizer, request.context + request.continuation);
+  std::vector<TokenId> whole = encode_default(tokenizer, request.context + request.continuation, add_bos);
   EncodedRequest encoded;
-  encoded.context = encode_default(tokenizer, std::string_view(request.context).substr(0, num_kept));
+  encoded.context = encode_default(tokenizer, std::string_view(request.context).substr(0, num_kept), add_bos);
   // Split by count alone: lm-evaluation-harness does not ask whether the context's ids begin the whole's.
   const std::size_t border = std::min(encoded.context.size(), whole.size());
   encoded.merged_boundary = !std::equal(encoded.context.begin(), encoded.context.end(), whole.begin(),
@@ -68,10 +70,10 @@ std::int64_t length_limit(const RunnerOptions& options, const Decoder& model) {
 
 }  // namespace
 
-EncodedRequest encode_request(const Tokenizer& tokenizer, const LogLikelihoodRequest& request,
-                              std::int64_t max_length) {
+EncodedRequest encode_request(const Tokenizer& tokenizer, const LogLikelihoodRequest& request, std::int64_t max_length,
+                              std::optional<bool> add_bos) {
   EncodedRequest encoded = request.context.empty() ? encode_without_context(tokenizer, request.continuation)
-                                                   : encode_pair(tokenizer, request);
+                                                   : encode_pair(tokenizer, request, add_bos);
   const auto limit = static_cast<std::size_t>(max_length);
   if (encoded.context.empty()) throw InputError("the context has no tokens; is it white space only?");
   if (encoded.continuation.empty()) throw InputError("the continuation has no tokens");
@@ -94,8 +96,31 @@ std::vector<RollingWindow> rolling_windows(std::size_t num_tokens, std::size_t m
   return windows;
 }
 
+RunnerOptions with_budgets(RunnerOptions options, const ModelConfig& config, std::int64_t element_bytes,
+                           std::int64_t available_bytes) {
+  constexpr std::int64_t kMinBatch = 256, kMaxBatch = 2048, kMinCached = 1024, kMaxCached = 16384;
+  // A layer's widest moment: inputs and outputs of its products, experts' rows beside each other, some in float.
+  std::int64_t width =
+      8 * config.hidden_size + 4 * config.num_attention_heads * query_head_dim(config) + 3 * config.intermediate_size;
+  if (config.moe) {
+    width += config.moe->num_experts_per_tok * (3 * config.moe->moe_intermediate_size + 4 * config.hidden_size) +
+             3 * config.moe->shared_expert_intermediate_size;
+  }
+  const std::int64_t cached = 2 * config.num_hidden_layers * config.num_key_value_heads * query_head_dim(config);
+  const auto found = [&](std::int64_t given, std::int64_t elements, std::int64_t least, std::int64_t most) {
+    const std::int64_t bytes = std::max<std::int64_t>(1, elements * element_bytes);
+    return given > 0 ? given : std::clamp(available_bytes / 8 / bytes, least, most);
+  };
+  options.max_batch_tokens = found(options.max_batch_tokens, width, kMinBatch, kMaxBatch);
+  options.max_cached_tokens = found(options.max_cached_tokens, cached, kMinCached, kMaxCached);
+  return options;
+}
+
 ModelRunner::ModelRunner(const Decoder& model, const Tokenizer& tokenizer, RunnerOptions options)
-    : model_(model), tokenizer_(tokenizer), options_(options) {}
+    : model_(model),
+      tokenizer_(tokenizer),
+      options_(with_budgets(options, model.config, static_cast<std::int64_t>(c10::elementSize(model.compute_dtype)),
+                            available_memory_bytes())) {}
 
 void ModelRunner::add_counts(std::span<const ScoringSequence> sequences, const ScoringWork& work,
                              std::chrono::steady_clock::time_point start) {
@@ -149,7 +174,7 @@ std::vector<LogLikelihood> ModelRunner::log_likelihood(std::span<const LogLikeli
     for (std::size_t r = first; r < requests.size() && num_ids < kMaxIdsAtOnce; ++r) {
       EncodedRequest encoded;
       try {
-        encoded = encode_request(tokenizer_, requests[r], max_length);
+        encoded = encode_request(tokenizer_, requests[r], max_length, options_.add_bos);
       } catch (const InputError& error) {
         throw RequestError(r, error.what());
       }
@@ -175,19 +200,47 @@ std::vector<LogLikelihood> ModelRunner::rolling_log_likelihood(std::span<const s
   if (!prefix) throw InputError("the tokenizer has neither BOS nor EOS to stand before a text");
   const auto max_length = static_cast<std::size_t>(length_limit(options_, model_));
   std::vector<LogLikelihood> results(texts.size());
-  for (std::size_t t = 0; t < texts.size(); ++t) {
-    const std::vector<TokenId> ids = encode_default(tokenizer_, texts[t]);
+  for (std::size_t first = 0; first < texts.size();) {
     std::vector<ScoringSequence> windows;
-    for (const RollingWindow& window : rolling_windows(ids.size(), max_length))
-      windows.push_back(window_sequence(ids, window, *prefix));
-    std::vector<std::vector<TokenScore>> scores(windows.size());
-    score(windows, [&](std::size_t w, const std::vector<TokenScore>& window_scores) { scores[w] = window_scores; });
-    results[t].is_greedy = true;
-    results[t].num_tokens = static_cast<std::int64_t>(ids.size());
-    for (const auto& window_scores : scores) add_scores(results[t], window_scores);  // window by window, in order
-    if (on_result) on_result(t, results[t]);
+    std::vector<std::size_t> end_of_text;  // windows, text after text
+    std::size_t num_ids = 0, t = first;
+    for (; t < texts.size() && num_ids < kMaxIdsAtOnce; ++t) {
+      const std::vector<TokenId> ids = encode_default(tokenizer_, texts[t], options_.add_bos);
+      for (const RollingWindow& window : rolling_windows(ids.size(), max_length))
+        windows.push_back(window_sequence(ids, window, *prefix));
+      end_of_text.push_back(windows.size());
+      num_ids += ids.size();
+      results[t].is_greedy = true;
+      results[t].num_tokens = static_cast<std::int64_t>(ids.size());
+    }
+    score_windows(windows, end_of_text, std::span(results).subspan(first, t - first),
+                  [&](std::size_t i, const LogLikelihood& result) {
+                    if (on_result) on_result(first + i, result);
+                  });
+    first = t;
   }
   return results;
+}
+
+void ModelRunner::score_windows(std::span<const ScoringSequence> windows, std::span<const std::size_t> end_of_text,
+                                std::span<LogLikelihood> results, const ResultHook<LogLikelihood>& on_result) {
+  std::vector<std::vector<TokenScore>> scores(windows.size());
+  std::vector<std::size_t> num_left(results.size());
+  const auto first_of = [&](std::size_t text) { return text == 0 ? 0 : end_of_text[text - 1]; };
+  const auto finish = [&](std::size_t text) {
+    for (std::size_t w = first_of(text); w < end_of_text[text]; ++w) add_scores(results[text], scores[w]);
+    on_result(text, results[text]);
+  };
+  for (std::size_t text = 0; text < results.size(); ++text) {
+    num_left[text] = end_of_text[text] - first_of(text);
+    if (num_left[text] == 0) finish(text);
+  }
+  score(windows, [&](std::size_t w, const std::vector<TokenScore>& window_scores) {
+    scores[w] = window_scores;
+    const auto text =
+        static_cast<std::size_t>(std::upper_bound(end_of_text.begin(), end_of_text.end(), w) - end_of_text.begin());
+    if (--num_left[text] == 0) finish(text);
+  });
 }
 
 std::vector<SampleLoss> ModelRunner::sample_loss(std::span<const SampleLossRequest> requests,
@@ -213,7 +266,7 @@ std::vector<std::string> ModelRunner::generate(std::span<const GenerateRequest> 
   std::vector<TextStream> streams;
   std::vector<std::string> texts(requests.size());
   for (const GenerateRequest& request : requests) {
-    std::vector<TokenId> prompt = encode_default(tokenizer_, request.prompt);
+    std::vector<TokenId> prompt = encode_default(tokenizer_, request.prompt, options_.add_bos);
     const std::int64_t room = std::max<std::int64_t>(1, length_limit(options_, model_) - request.max_new_tokens);
     const auto kept = static_cast<std::ptrdiff_t>(std::min<std::size_t>(prompt.size(), static_cast<std::size_t>(room)));
     prompt.erase(prompt.begin(), prompt.end() - kept);

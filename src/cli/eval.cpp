@@ -20,7 +20,7 @@ struct EvalFlags {
   std::string model, tasks, dtype = "float32", output, compare, data_dir = "datasets";
   std::vector<std::string> adapters, datasets, fewshot_pools;
   double limit = 0.0;
-  std::int64_t num_fewshot = -1, max_batch_tokens = 2048;
+  std::int64_t num_fewshot = -1, max_batch_tokens = 0;
   bool log_samples = false, list = false, json = false;
 };
 
@@ -111,9 +111,9 @@ void register_eval(CLI::App& app, RunCommand& run) {
   command->add_option("--limit", flags->limit, "first n documents of each task; below 1: a share of them")
       ->check(CLI::Range(0.0, 1e12));
   command->add_option("--dtype", flags->dtype, "compute type: float32 or bfloat16")->capture_default_str();
-  command->add_option("--max-batch-tokens", flags->max_batch_tokens, "tokens of one forward pass")
+  command->add_option("--max-batch-tokens", flags->max_batch_tokens, "tokens of one forward pass; 0: found from memory")
       ->capture_default_str()
-      ->check(CLI::Range(16, 1 << 20));
+      ->check(CLI::Range(0, 1 << 20));
   command->add_option("--output", flags->output, "folder for results.json");
   command->add_flag("--log-samples", flags->log_samples, "also write samples_TASK.jsonl");
   command->add_option("--compare", flags->compare, "results.json of an earlier run: adds a before/after table");
