@@ -3,6 +3,7 @@
 #include "kernels/adamw_8bit.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/dag_pairs.h"
+#include "kernels/few_rows.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "kernels/row_softmax.h"
@@ -24,6 +25,8 @@ struct KernelTable {
   void (*adamw_8bit)(const AdamW8bit&);  ///< the same for every T: optimizers work on floats
   void (*log_sum_exp)(const LogSumExp<T>&);
   void (*attention_softmax)(const AttentionSoftmax&);  ///< on floats too
+  void (*few_row_scores)(const FewRows<T>&);
+  void (*few_row_values)(const FewRows<T>&);
 };
 
 /// Instruction sets, slowest first. The reference table is the readable one that judges the others.

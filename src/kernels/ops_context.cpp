@@ -65,6 +65,9 @@ struct Heads {
   std::int64_t row;
 };
 
+// Up to here the kernels of few_rows.h beat MKL's products, which copy their operands first.
+constexpr std::int64_t kFewRows = 8;
+
 /// One block of queries of one segment and one key head.
 struct Task {
   const ContextSegment* segment;
@@ -145,27 +148,47 @@ class ContextAttention {
   std::vector<Run> runs_of(const Task& task, const Heads<T>& own, const Heads<T>& cached,
                            std::vector<float>& buffer) const {
     std::vector<Run> runs;
-    const auto add = [&](const Heads<T>& source, std::int64_t begin, std::int64_t count) {
-      T* first = source.data + begin * source.row + task.kv_head * d_;
-      if constexpr (std::is_same_v<T, float>) {
-        runs.push_back({{first, source.row}, count});
-      } else {
-        const std::size_t filled = buffer.size();
-        buffer.resize(filled + static_cast<std::size_t>(count * d_));
-        for (std::int64_t i = 0; i < count; ++i)
-          copy_row(first + i * source.row, buffer.data() + filled + static_cast<std::size_t>(i * d_), d_, 1);
-      }
-    };
-    buffer.clear();
     std::int64_t num_columns = 0;
-    for (const ContextSpan& span : task.segment->context) {
-      add(span.is_cached ? cached : own, span.begin, span.count);
-      num_columns += span.count;
-    }
-    const std::int64_t own_count = task.first_query + task.num_queries;
-    add(own, task.segment->begin, own_count);
-    if constexpr (!std::is_same_v<T, float>) runs.push_back({{buffer.data(), d_}, num_columns + own_count});
+    buffer.clear();
+    for_each_run(task, own, cached, [&](T* first, std::int64_t stride, std::int64_t count) {
+      if constexpr (std::is_same_v<T, float>) {
+        runs.push_back({{first, stride}, count});
+      } else {
+        buffer.resize(static_cast<std::size_t>((num_columns + count) * d_));
+        for (std::int64_t i = 0; i < count; ++i)
+          copy_row(first + i * stride, buffer.data() + (num_columns + i) * d_, d_, 1);
+      }
+      num_columns += count;
+    });
+    if constexpr (!std::is_same_v<T, float>) runs.push_back({{buffer.data(), d_}, num_columns});
     return runs;
+  }
+
+  // Calls f(first row, number of rows) for every run of keys (or values) that a task sees, in order.
+  template <class F>
+  void for_each_run(const Task& task, const Heads<T>& own, const Heads<T>& cached, F f) const {
+    const auto call = [&](const Heads<T>& source, std::int64_t begin, std::int64_t count) {
+      f(source.data + begin * source.row + task.kv_head * d_, source.row, count);
+    };
+    for (const ContextSpan& span : task.segment->context) call(span.is_cached ? cached : own, span.begin, span.count);
+    call(own, task.segment->begin, task.first_query + task.num_queries);
+  }
+
+  void multiply_few(const Task& task, const Heads<T>& own, const Heads<T>& cached, std::int64_t rows, Matrix queries,
+                    Matrix scores, Matrix out, void (*kernel)(const FewRows<T>&)) const {
+    std::int64_t column = 0;
+    for_each_run(task, own, cached, [&](const T* first, std::int64_t stride, std::int64_t count) {
+      kernel({.R = rows,
+              .C = count,
+              .d = d_,
+              .row_stride = stride,
+              .rows_Cd = first,
+              .queries_Rd = queries.data,
+              .scores_RC = scores.data + column,
+              .score_stride = scores.stride,
+              .out_Rd = out.data});
+      column += count;
+    });
   }
 
   void attend(const Task& task, Buffers& buffers) const {
@@ -182,10 +205,15 @@ class ContextAttention {
     }
     const Matrix queries = {buffers.queries.data(), d_}, scores = {buffers.scores.data(), C},
                  out = {buffers.out.data(), d_};
-    std::int64_t column = 0;
-    for (const Run& run : runs_of(task, k_, cached_k_, buffers.keys)) {
-      multiply_transposed(rows, run.count, d_, queries, run.rows, {scores.data + column, C});
-      column += run.count;
+    const bool has_few_rows = rows <= kFewRows;
+    if (has_few_rows) {
+      multiply_few(task, k_, cached_k_, rows, queries, scores, out, kernels<T>().few_row_scores);
+    } else {
+      std::int64_t column = 0;
+      for (const Run& run : runs_of(task, k_, cached_k_, buffers.keys)) {
+        multiply_transposed(rows, run.count, d_, queries, run.rows, {scores.data + column, C});
+        column += run.count;
+      }
     }
     kernels<float>().attention_softmax({.num_queries = n,
                                         .heads_per_query = M_,
@@ -194,10 +222,15 @@ class ContextAttention {
                                         .window = window_,
                                         .scores_NC = scores.data,
                                         .sum_N = buffers.sums.data()});
-    column = 0;
-    for (const Run& run : runs_of(task, v_, cached_v_, buffers.values)) {
-      multiply(rows, d_, run.count, {scores.data + column, C}, run.rows, column == 0 ? 0.0F : 1.0F, out);
-      column += run.count;
+    if (has_few_rows) {
+      std::fill(buffers.out.begin(), buffers.out.end(), 0.0F);
+      multiply_few(task, v_, cached_v_, rows, queries, scores, out, kernels<T>().few_row_values);
+    } else {
+      std::int64_t column = 0;
+      for (const Run& run : runs_of(task, v_, cached_v_, buffers.values)) {
+        multiply(rows, d_, run.count, {scores.data + column, C}, run.rows, column == 0 ? 0.0F : 1.0F, out);
+        column += run.count;
+      }
     }
     for (std::int64_t row = 0; row < rows; ++row) {
       float* out_d = out.data + row * d_;

@@ -3,6 +3,7 @@
 #include "kernels/adamw_8bit.h"
 #include "kernels/cross_entropy.h"
 #include "kernels/dag_pairs.h"
+#include "kernels/few_rows.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "kernels/row_softmax.h"
@@ -32,5 +33,9 @@ void adamw_8bit(const AdamW8bit& args);
 template <class T>
 void log_sum_exp(const LogSumExp<T>& args);
 void attention_softmax(const AttentionSoftmax& args);
+template <class T>
+void few_row_scores(const FewRows<T>& args);
+template <class T>
+void few_row_values(const FewRows<T>& args);
 
 }  // namespace dagmoe::reference

@@ -13,6 +13,12 @@
 namespace dagmoe {
 namespace {
 
+/// A number known when compiling.
+template <int kValue>
+struct Count {
+  static constexpr int value = kValue;
+};
+
 /// Stands where a Mask stands when all lanes are touched.
 struct AllLanes {};
 template <class T>
@@ -291,6 +297,81 @@ void attention_softmax(const AttentionSoftmax& args) {
   }
 }
 
+// Rows of a product that are worked on together: their sums stay in registers.
+constexpr std::int64_t kRowsTogether = 4;
+
+template <int kRows, class T>
+void some_row_scores(const FewRows<T>& args, std::int64_t first_row) {
+  const float* queries = args.queries_Rd + first_row * args.d;
+  float* scores = args.scores_RC + first_row * args.score_stride;
+  for (std::int64_t c = 0; c < args.C; ++c) {
+    const T* row_d = args.rows_Cd + c * args.row_stride;
+    Vec sums[kRows];
+    for (int r = 0; r < kRows; ++r) sums[r] = set(0);
+    for_each_block(args.d, [&](std::int64_t i, auto lanes) {
+      const Vec key = load(row_d + i, lanes);
+      for (int r = 0; r < kRows; ++r) sums[r] = multiply_add(key, load(queries + r * args.d + i, lanes), sums[r]);
+    });
+    for (int r = 0; r < kRows; ++r) scores[r * args.score_stride + c] = sum(sums[r]);
+  }
+}
+
+template <int kRows, class T>
+void some_row_values(const FewRows<T>& args, std::int64_t first_row) {
+  const float* weights = args.scores_RC + first_row * args.score_stride;
+  float* out = args.out_Rd + first_row * args.d;
+  const auto add = [&](std::int64_t i, auto count, auto lanes) {
+    constexpr int kBlocks = decltype(count)::value;
+    Vec sums[kRows][kBlocks];
+    for (int r = 0; r < kRows; ++r) {
+      for (int b = 0; b < kBlocks; ++b) sums[r][b] = load(out + r * args.d + i + b * Vec::kLanes, lanes);
+    }
+    for (std::int64_t c = 0; c < args.C; ++c) {
+      Vec values[kBlocks];
+      for (int b = 0; b < kBlocks; ++b)
+        values[b] = load(args.rows_Cd + c * args.row_stride + i + b * Vec::kLanes, lanes);
+      for (int r = 0; r < kRows; ++r) {
+        const Vec weight = set(weights[r * args.score_stride + c]);
+        for (int b = 0; b < kBlocks; ++b) sums[r][b] = multiply_add(weight, values[b], sums[r][b]);
+      }
+    }
+    for (int r = 0; r < kRows; ++r) {
+      for (int b = 0; b < kBlocks; ++b) store(out + r * args.d + i + b * Vec::kLanes, sums[r][b], lanes);
+    }
+  };
+  constexpr std::int64_t kPair = 2 * Vec::kLanes;
+  std::int64_t i = 0;
+  for (; i + kPair <= args.d; i += kPair) add(i, Count<2>{}, AllLanes{});
+  for_each_block(args.d - i, [&](std::int64_t rest, auto lanes) { add(i + rest, Count<1>{}, lanes); });
+}
+
+/// Calls f(Count<n>, first) for rows [first, first + n) until all are done.
+template <class F>
+void for_each_rows(std::int64_t num_rows, F f) {
+  std::int64_t first = 0;
+  for (; first + kRowsTogether <= num_rows; first += kRowsTogether) f(Count<kRowsTogether>{}, first);
+  switch (num_rows - first) {
+    case 3:
+      return f(Count<3>{}, first);
+    case 2:
+      return f(Count<2>{}, first);
+    case 1:
+      return f(Count<1>{}, first);
+    default:
+      return;
+  }
+}
+
+template <class T>
+void few_row_scores(const FewRows<T>& args) {
+  for_each_rows(args.R, [&](auto count, std::int64_t first) { some_row_scores<decltype(count)::value>(args, first); });
+}
+
+template <class T>
+void few_row_values(const FewRows<T>& args) {
+  for_each_rows(args.R, [&](auto count, std::int64_t first) { some_row_values<decltype(count)::value>(args, first); });
+}
+
 // The dynamic map of adamw_8bit.h as arithmetic. The levels of decade d = 0 ... 6 are the middles of n equal parts of
 // 10^(d-7) ... 10^(d-6), so a value's level is the part it falls into. k numbers the levels of one sign from zero: 0 is
 // zero, decade d begins at k = n (with sign, n = 2^d) or n - 1 (without, n = 2^(d+1)), and 1 comes last.
@@ -388,7 +469,7 @@ template <class T>
 constexpr KernelTable<T> simd_table() {
   return {rms_norm_forward<T>,  rms_norm_backward<T>,  rope<T>,          swiglu_forward<T>, swiglu_backward<T>,
           dag_pairs_forward<T>, dag_pairs_backward<T>, cross_entropy<T>, adamw_8bit,        log_sum_exp<T>,
-          attention_softmax};
+          attention_softmax,    few_row_scores<T>,     few_row_values<T>};
 }
 
 }  // namespace

@@ -420,3 +420,27 @@ TEST_CASE("attention_softmax: every table gives what the reference gives", "[ker
     }
   });
 }
+
+TEMPLATE_TEST_CASE("few rows: every table gives what the reference gives", "[kernels]", float, Bf16) {
+  using T = TestType;
+  for_each_table<T>([](const KernelTable<T>& table, const KernelTable<T>& reference) {
+    for (const std::int64_t d : kSizes) {
+      for (std::int64_t R = 1; R <= 9; ++R) {
+        const std::int64_t C = 6, stride = d + 3;
+        const at::Tensor rows = random_values<T>({C * stride - 3}, 1, 1), queries = random_values<float>({R, d}, 1, 2);
+        const at::Tensor scores = empty_values<float>({R, C}), expected_scores = empty_values<float>({R, C});
+        const at::Tensor out = random_values<float>({R, d}, 1, 3), expected_out = guarded(out);
+        FewRows<T> args = {R, C, d, stride, data<T>(rows), data<float>(queries), data<float>(scores), C, nullptr};
+        table.few_row_scores(args);
+        args.scores_RC = data<float>(expected_scores);
+        reference.few_row_scores(args);
+        require_as_reference<float>(scores, expected_scores);
+        args.out_Rd = data<float>(out);
+        table.few_row_values(args);
+        args.out_Rd = data<float>(expected_out);
+        reference.few_row_values(args);
+        require_as_reference<float>(out, expected_out);
+      }
+    }
+  });
+}

@@ -1,0 +1,21 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/element.h"
+
+namespace dagmoe {
+
+/// The two products of attention for a handful of queries, where packing for a matrix product costs more than the
+/// product: R queries over C keys (or values) of width d, row c at rows_Cd + c * row_stride.
+template <class T>
+struct FewRows {
+  std::int64_t R, C, d, row_stride;
+  const T* rows_Cd;
+  const float* queries_Rd;  ///< of few_row_scores
+  float* scores_RC;         ///< few_row_scores writes the products; few_row_values reads weights
+  std::int64_t score_stride;
+  float* out_Rd;  ///< few_row_values adds the weighted sums of rows
+};
+
+}  // namespace dagmoe
