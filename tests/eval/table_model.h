@@ -61,8 +61,8 @@ class TableModel : public LanguageModel {
     rolling_texts.assign(texts.begin(), texts.end());
     std::vector<LogLikelihood> results;
     for (const std::string& text : texts) {
-      results.push_back({.log_prob = -0.5 * static_cast<double>(text.size()),
-                         .num_tokens = static_cast<std::int64_t>(text.size())});
+      results.push_back(
+          {.log_prob = -0.5 * static_cast<double>(text.size()), .num_tokens = static_cast<std::int64_t>(text.size())});
       if (on_result) on_result(results.size() - 1, results.back());
     }
     return results;
