@@ -2,9 +2,11 @@
 
 #include <algorithm>
 #include <charconv>
+#include <map>
 
 #include "base/error.h"
 #include "base/text.h"
+#include "eval/python_text.h"
 
 namespace dagmoe {
 namespace {
@@ -68,14 +70,33 @@ TextTemplate::TextTemplate(std::string_view text) {
     if (open == std::string_view::npos) return;
     const std::size_t close = text.find(kClose, open);
     if (close == std::string_view::npos) throw ConfigError("'{{' is never closed");
-    const std::string path(trim(text.substr(open + kOpen.size(), close - open - kOpen.size())));
-    if (!is_path(path)) {
-      throw ConfigError(
-          str("'{{", path, "}}' is no field; found an expression, expected a dotted path such as choices.*.text"));
+    const std::string_view inside = trim(text.substr(open + kOpen.size(), close - open - kOpen.size()));
+    const std::size_t bar = inside.find('|');
+    const std::string path(trim(inside.substr(0, bar)));
+    const std::string filter(bar == std::string_view::npos ? "" : trim(inside.substr(bar + 1)));
+    const std::map<std::string, Trim> filters = {
+        {"", Trim::kNone}, {"strip", Trim::kBoth}, {"lstrip", Trim::kLeft}, {"rstrip", Trim::kRight}};
+    const auto known = filters.find(filter);
+    if (!is_path(path) || known == filters.end()) {
+      throw ConfigError(str("'{{", inside,
+                            "}}' is no field; found an expression, expected a dotted path such as choices.*.text, "
+                            "perhaps with '| strip', '| lstrip' or '| rstrip'"));
     }
-    pieces_.push_back({path, /*is_field=*/true});
+    pieces_.push_back({path, /*is_field=*/true, known->second});
     text.remove_prefix(close + kClose.size());
   }
+}
+
+bool TextTemplate::has_fields() const {
+  return std::any_of(pieces_.begin(), pieces_.end(), [](const Piece& piece) { return piece.is_field; });
+}
+
+std::string TextTemplate::trimmed(std::string text, Trim trim) {
+  std::string_view kept = text;
+  if (trim == Trim::kBoth) kept = python_strip(kept);
+  if (trim == Trim::kLeft) kept = python_lstrip(kept);
+  if (trim == Trim::kRight) kept.remove_suffix(trailing_space_bytes(kept));
+  return std::string(kept);
 }
 
 std::string TextTemplate::render(const Json& document) const {
@@ -88,21 +109,21 @@ std::string TextTemplate::render(const Json& document) const {
     const std::vector<const Json*> values = resolve(document, piece.text);
     if (values.size() > 1)
       throw InputError(str("field '", piece.text, "': found ", values.size(), " values, expected one"));
-    text += scalar_text(*values.front(), piece.text);
+    text += trimmed(scalar_text(*values.front(), piece.text), piece.trim);
   }
   return text;
 }
 
 std::vector<std::string> TextTemplate::render_list(const Json& document) const {
   if (pieces_.size() != 1 || !pieces_.front().is_field) return {render(document)};
-  const std::string& path = pieces_.front().text;
+  const auto& [path, is_field, trim] = pieces_.front();
   std::vector<std::string> texts;
   for (const Json* value : resolve(document, path)) {
     if (!value->is_array()) {
-      texts.push_back(scalar_text(*value, path));
+      texts.push_back(trimmed(scalar_text(*value, path), trim));
       continue;
     }
-    for (const Json& item : *value) texts.push_back(scalar_text(item, path));
+    for (const Json& item : *value) texts.push_back(trimmed(scalar_text(item, path), trim));
   }
   return texts;
 }

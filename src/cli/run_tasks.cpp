@@ -10,6 +10,7 @@
 #include "data/tokenizer.h"
 #include "eval/evaluate.h"
 #include "eval/model_runner.h"
+#include "eval/task_catalog.h"
 
 namespace dagmoe {
 namespace {
@@ -26,8 +27,9 @@ void require_data(const TaskConfig& task, const EvalOptions& options) {
 Json scores_of(const TaskResult& result) {
   Json scores = Json::object();
   for (const MetricResult& metric : result.metrics) {
-    scores[metric.name] = metric.value;
-    if (metric.standard_error) scores[metric.name + "_stderr"] = *metric.standard_error;
+    const std::string filter = metric.filter == "none" ? "" : "," + metric.filter;
+    scores[metric.name + filter] = metric.value;
+    if (metric.standard_error) scores[metric.name + "_stderr" + filter] = *metric.standard_error;
   }
   return scores;
 }
@@ -51,8 +53,8 @@ std::function<Json(const Decoder&)> task_evaluator(const Recipe& recipe) {
     Json scores = Json::object();
     for (const TaskConfig& task : tasks) {
       Progress progress(task.task, 0);
-      scores[task.task] = scores_of(evaluate(task, runner, options, [&progress](std::int64_t done, std::int64_t total) {
-        progress.update(done, str(done, " of ", total, " requests"));
+      scores[task.task] = scores_of(evaluate(task, runner, options, [&progress](const EvalProgress& at) {
+        progress.update(at.done, str(at.done, " of ", at.total, " documents"));
       }));
     }
     return scores;

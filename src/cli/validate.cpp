@@ -2,20 +2,19 @@
 #include <iostream>
 #include <memory>
 
-#include "base/config_reader.h"
 #include "base/error.h"
 #include "base/text.h"
 #include "cli/commands.h"
-#include "eval/task.h"
+#include "eval/task_catalog.h"
 #include "finetune/recipe.h"
 
 namespace dagmoe {
 namespace {
 
-// A task file says which task it is; everything else is a recipe.
+// A task file says which task, group or suite it is; everything else is a recipe.
 void validate_file(const std::string& path) {
-  if (ConfigReader::open(path).has("task")) {
-    read_task(path);
+  if (is_task_file(path)) {
+    check_task_file(path);
   } else {
     load_recipe(path);
   }

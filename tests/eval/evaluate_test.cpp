@@ -44,8 +44,9 @@ TEST_CASE("evaluate: choices are asked behind the delimiter and the best is comp
   CHECK(result.metrics[1].name == "acc_norm");
   CHECK(result.metrics[1].value == Approx(2.0 / 3.0));
   REQUIRE(result.samples.size() == 3);
-  CHECK(result.samples[1].metrics == std::vector<std::pair<std::string, double>>{{"acc", 0.0}, {"acc_norm", 1.0}});
-  CHECK(result.samples[1].responses[1].log_prob == -4.0);
+  const std::vector<SampleMetric> expected = {{.name = "acc", .value = 0.0}, {.name = "acc_norm", .value = 1.0}};
+  CHECK((result.samples[1].metrics == expected));
+  CHECK(result.samples[1].answers.scores[1].log_prob == -4.0);
   CHECK(result.notes.empty());
 }
 
@@ -115,11 +116,13 @@ TEST_CASE("evaluate: progress arrives with its total", "[eval]") {
   const TextFile file("mine.jsonl", record("x", "a", "b", 0) + record("y", "a", "b", 0));
   TableModel model;
   std::int64_t last = 0;
-  evaluate(parse_task(kTask, "mine.yaml"), model, options_for(file), [&](std::int64_t done, std::int64_t total) {
-    CHECK(total == 4);
-    last = done;
+  evaluate(parse_task(kTask, "mine.yaml"), model, options_for(file), [&](const EvalProgress& at) {
+    CHECK(at.total == 2);
+    CHECK(at.metric == "acc");
+    CHECK(at.value == 1.0);
+    last = at.done;
   });
-  CHECK(last == 4);
+  CHECK(last == 2);
 }
 
 // ---- Few-shot prompts
@@ -231,7 +234,7 @@ TEST_CASE("valid_loss: nats per supervised token over all documents", "[eval]") 
   CHECK(result.metrics[0].value == 0.5);
   CHECK(*result.metrics[0].standard_error == 0.0);
   CHECK_FALSE(result.metrics[0].higher_is_better);
-  CHECK(result.samples[0].loss.num_tokens == 3);
+  CHECK(result.samples[0].answers.loss.num_tokens == 3);
   CHECK(model.loss_requests.size() == 2);
 }
 

@@ -109,12 +109,12 @@ TEST_CASE("lm-eval parity: the first documents of three tasks score as there", "
     const TaskConfig task = read_task(fs::path(DAGMOE_SOURCE_DIR) / "eval" / "tasks" / (name + ".yaml"));
     const TaskResult result = evaluate(task, runner, options);
     for (std::size_t d = 0; d < docs.size(); ++d) {
-      REQUIRE(result.samples[d].responses.size() == docs[d].size());
+      REQUIRE(result.samples[d].answers.scores.size() == docs[d].size());
       for (std::size_t c = 0; c < docs[d].size(); ++c) {
         INFO(name << ", document " << d << ", choice " << c);
-        CHECK(result.samples[d].responses[c].log_prob ==
+        CHECK(result.samples[d].answers.scores[c].log_prob ==
               Approx(docs[d][c][0].get<double>()).margin(kTolerance).epsilon(0.0));
-        CHECK(result.samples[d].responses[c].is_greedy == docs[d][c][1].get<bool>());
+        CHECK(result.samples[d].answers.scores[c].is_greedy == docs[d][c][1].get<bool>());
       }
     }
   }

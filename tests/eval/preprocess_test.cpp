@@ -7,6 +7,9 @@
 namespace dagmoe {
 namespace {
 
+Json doc_of(Preprocess kind, const Json& record) { return Preprocessor(kind, "", 0)(record).doc; }
+Json view_of(Preprocess kind, const Json& record) { return Preprocessor(kind, "", 0)(record).view; }
+
 // Expected values are those of lm_eval/tasks/hellaswag/utils.py and of Python's str methods.
 
 TEST_CASE("hellaswag: a title becomes a full stop and brackets go", "[eval]") {
@@ -73,13 +76,13 @@ TEST_CASE("arc: AI2's layout becomes Hugging Face's", "[eval]") {
       "test");
   const Json expected = parse_json(
       R"({"id":"x","question":"Why?","choices":{"text":["a","b"],"label":["A","B"]},"answerKey":"B"})", "test");
-  CHECK(preprocess_record(Preprocess::kArc, record).dump() == expected.dump());
-  CHECK(preprocess_record(Preprocess::kArc, expected).dump() == expected.dump());
+  CHECK(doc_of(Preprocess::kArc, record).dump() == expected.dump());
+  CHECK(doc_of(Preprocess::kArc, expected).dump() == expected.dump());
 }
 
 TEST_CASE("arc: a record of another layout is refused with its field", "[eval]") {
   const auto refuse = [](const char* text, const char* message) {
-    CHECK_THROWS_WITH(preprocess_record(Preprocess::kArc, parse_json(text, "test")), message);
+    CHECK_THROWS_WITH(doc_of(Preprocess::kArc, parse_json(text, "test")), message);
   };
   refuse(R"({"id":"x"})", "field 'question' is missing");
   refuse(R"({"question":3})", "field 'question': found number, expected an object or a text");
@@ -93,7 +96,7 @@ TEST_CASE("hellaswag: query, choices and gold are added behind the record's fiel
   const Json record = parse_json(
       R"({"ctx_a":"A man sits. ","ctx_b":"he STANDS","activity_label":"Roof [x]","label":"1","endings":["up.","[step] down  now.","a","b"]})",
       "test");
-  const Json doc = preprocess_record(Preprocess::kHellaswag, record);
+  const Json doc = doc_of(Preprocess::kHellaswag, record);
   CHECK(doc["query"] == "Roof : A man sits. He stands");
   CHECK(doc["choices"] == Json({"up.", " down now.", "a", "b"}));
   CHECK(doc["gold"] == 1);
@@ -102,13 +105,95 @@ TEST_CASE("hellaswag: query, choices and gold are added behind the record's fiel
 
 TEST_CASE("hellaswag: a record without a usable label is refused", "[eval]") {
   Json record = parse_json(R"({"ctx_a":"a","ctx_b":"b","activity_label":"c","endings":["x","y"],"label":""})", "test");
-  CHECK_THROWS_WITH(preprocess_record(Preprocess::kHellaswag, record),
+  CHECK_THROWS_WITH(doc_of(Preprocess::kHellaswag, record),
                     "field 'label': found \"\", expected the index of an ending");
   record.erase("label");
-  CHECK_THROWS_WITH(preprocess_record(Preprocess::kHellaswag, record), "field 'label' is missing");
+  CHECK_THROWS_WITH(doc_of(Preprocess::kHellaswag, record), "field 'label' is missing");
   record["endings"] = "x";
-  CHECK_THROWS_WITH(preprocess_record(Preprocess::kHellaswag, record),
-                    "field 'endings': found string, expected a list");
+  CHECK_THROWS_WITH(doc_of(Preprocess::kHellaswag, record), "field 'endings': found string, expected a list");
+}
+
+TEST_CASE("winogrande: the sentence is cut at its gap", "[eval]") {
+  const Json record = parse_json(
+      R"({"sentence":"Ann met Eve because _ was  early. ","option1":"Ann","option2":"Eve","answer":"2"})", "t");
+  const Json view = view_of(Preprocess::kWinogrande, record);
+  CHECK(view["contexts"] == Json({"Ann met Eve because Ann", "Ann met Eve because Eve"}));
+  CHECK(view["ending"] == "was  early.");
+  CHECK(doc_of(Preprocess::kWinogrande, record) == record);
+  CHECK_THROWS_WITH(doc_of(Preprocess::kWinogrande, Json({{"sentence", "x"}})),
+                    "field 'sentence': has no '_' where the options go");
+}
+
+TEST_CASE("copa: the premise loses its stop and choices begin small", "[eval]") {
+  const Json record = parse_json(
+      R"({"premise":" It rained. ","choice1":"Water fell.","choice2":"Élan rose.","question":"effect","label":0})",
+      "t");
+  const Json view = view_of(Preprocess::kCopa, record);
+  CHECK(view["prompt"] == "It rained therefore");
+  CHECK(view["choices"] == Json({" water fell.", " élan rose."}));
+}
+
+TEST_CASE("lambada: the last word is what stands behind the last space", "[eval]") {
+  const Json view = view_of(Preprocess::kLambada, Json({{"text", "He saw the  sign\nand"}}));
+  CHECK(view["context"] == "He saw the ");
+  CHECK(view["last_word"] == " sign\nand");
+  CHECK(doc_of(Preprocess::kLambada, Json({{"context", "a b"}, {"continuation", "c"}})) == Json({{"text", "a b c"}}));
+}
+
+TEST_CASE("gpqa: choices are shuffled with CPython's generator from record to record", "[eval]") {
+  // random.seed(0), and random.shuffle of the four for each record.
+  Preprocessor prepare(Preprocess::kGpqa, "", 0);
+  const Json record = {{"Incorrect Answer 1", "a"},
+                       {"Incorrect Answer 2", "b  x"},
+                       {"Incorrect Answer 3", nullptr},
+                       {"Correct Answer", " d "}};
+  const Json first = prepare(record).doc, second = prepare(record).doc;
+  CHECK(first["choice1"] == " ");
+  CHECK(first["choice2"] == "a");
+  CHECK(first["choice3"] == "b x");
+  CHECK(first["choice4"] == "d");
+  CHECK(first["answer"] == "(D)");
+  CHECK(second["choice1"] == "a");
+  CHECK(second["choice2"] == "b x");
+  CHECK(second["choice3"] == "d");
+  CHECK(second["choice4"] == " ");
+  CHECK(second["answer"] == "(C)");
+}
+
+TEST_CASE("openbookqa: a table's cell holds all choices", "[eval]") {
+  const Json record = {{"ID", "7"},
+                       {"Question Stem", "Why?"},
+                       {"Choices", "(A) some (B) tea (C) or (D) milk (hot) tea"},
+                       {"Answer Key", "B"}};
+  CHECK(
+      doc_of(Preprocess::kOpenbookqa, record).dump() ==
+      R"({"id":"7","question_stem":"Why?","choices":{"text":["some","tea","or","milk (hot) tea"],"label":["A","B","C","D"]},"answerKey":"B"})");
+}
+
+TEST_CASE("mmlu: a row of six columns becomes Hugging Face's record", "[eval]") {
+  const Json row = {{"question", "Q"}, {"A", "w"}, {"B", "x"}, {"C", "y"}, {"D", "z"}, {"answer", "C"}};
+  CHECK(Preprocessor(Preprocess::kMmlu, "anatomy", 0)(row).doc.dump() ==
+        R"({"question":"Q","subject":"anatomy","choices":["w","x","y","z"],"answer":2})");
+}
+
+TEST_CASE("social_iqa: an instruction is taken apart", "[eval]") {
+  const Json record = {
+      {"instruction",
+       "Please choose the correct answer to the question: Tracy stayed. What now?\n\nAnswer1: a plan Answer2: go "
+       "home Answer3: rest\n\nAnswer format: answer1/answer2/answer3"},
+      {"answer", "answer3"}};
+  CHECK(
+      doc_of(Preprocess::kSocialIqa, record).dump() ==
+      R"({"context":"Tracy stayed.","question":"What now?","answerA":"a plan","answerB":"go home","answerC":"rest","label":"3"})");
+}
+
+TEST_CASE("wikitext: the detokeniser is lm-evaluation-harness's", "[eval]") {
+  // Made by lm_eval/tasks/wikitext/preprocess_wikitext.py.
+  CHECK(wikitext_detokenized(" \n = = Dogs ' bones = = \n \n The dogs ' 3 @,@ 000 toys ( \x1c"
+                             " red ) cost 1 @.@ 5 @-@ 2 ; \" a  b \" said [ x ] { y } N times : it 's 5 ° C ! \n Why ? "
+                             "He , ' no ' . = = = x = = = \n") ==
+        "\n== Dogs'bones ==\n\nThe dogs' 3,000 toys (red) cost 1.5-2; \"a  b\" said [x] {y} 1 times: it's 5°C!\nWhy? "
+        "He,' no '. === x ===\n");
 }
 
 }  // namespace

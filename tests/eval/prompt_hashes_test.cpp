@@ -1,6 +1,7 @@
 // Documents, prompts and targets against lm-evaluation-harness 0.4.13 itself, through its task hashes: one SHA-256 over
 // every document, prompt (few-shot examples included) and target of a task. Written by make_prompt_hashes.py.
 #include "eval/results.h"
+#include "eval/task_catalog.h"
 #include "tests/eval/table_model.h"
 #include "tests/support/catch.h"
 
@@ -33,7 +34,7 @@ TEST_CASE("prompts: documents, few-shot prompts and targets hash as in lm-evalua
   TableModel model;
   const TaskResult result = evaluate(task, model, options);
   INFO(golden.task << ", " << golden.num_fewshot << " shots");
-  CHECK(results_json({&result, 1}, {.log_samples = true}, options)["task_hashes"][task.task] == golden.hash);
+  CHECK(results_json({&result, 1}, {}, {.log_samples = true}, options)["task_hashes"][task.task] == golden.hash);
 }
 
 }  // namespace

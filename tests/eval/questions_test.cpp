@@ -2,6 +2,7 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "eval/task_catalog.h"
 #include "tests/support/catch.h"
 #include "tests/support/text_file.h"
 
@@ -89,7 +90,7 @@ TEST_CASE("questions: a damaged HellaSwag text names its lines", "[eval]") {
   CHECK(problems_of("hellaswag", TextFile("val.txt", "ctx\n0\na\nb\xFF\nc\nd\n"))
             .ends_with(":4: the line is not valid UTF-8"));
   CHECK_THAT(problems_of("arc_easy", TextFile("val.txt", "ctx\n0\na\nb\nc\nd\n")),
-             Catch::EndsWith("task 'arc_easy' reads JSON lines; the six-line text form is HellaSwag's"));
+             Catch::EndsWith("task 'arc_easy' reads JSON lines; the text forms are those of HellaSwag and WikiText"));
 }
 
 TEST_CASE("questions: every bad record of a file is reported with its line", "[eval]") {
@@ -133,7 +134,8 @@ TEST_CASE("questions: a gold index outside the choices is kept, to be counted as
                                     "\n");
   CHECK(questions_of("piqa", file).front().gold == -1);
   CHECK_THAT(problems_of("piqa", TextFile("p.jsonl", R"({"goal":"go","sol1":"a","sol2":"b","label":"one"})")),
-             Catch::EndsWith(":1: the target is 'one', expected an index from 0 to 1\nlabels in a file of their own "
+             Catch::EndsWith(":1: the target is 'one', expected an index from 0 to 1 or the text of a choice\nlabels "
+                             "in a file of their own "
                              "are given as piqa=FILE,LABELS"));
 }
 

@@ -5,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "eval/comparison.h"
 #include "tests/support/catch.h"
 #include "tests/support/text_file.h"
 
@@ -29,9 +30,10 @@ TaskResult result_named(const std::string& name) {
       "\\\"x\\\"\\n\\u0001\x7f\",\"sol1\":\"a\",\"sol2\":\"b\",\"label\":1,\"l\":[],\"o\":{},\"f\":0.5,\"n\":[1,[2]]}",
       "test");
   sample.target = "1";
-  for (const char* continuation : {" a", " b"}) sample.requests.push_back({"Question: x\nAnswer:", continuation});
-  sample.responses = {{.log_prob = -1.5, .is_greedy = true}, {.log_prob = -2.25}};
-  sample.metrics = {{"acc", 0.0}, {"acc_norm", 1.0}};
+  for (const char* continuation : {" a", " b"})
+    sample.requests.scores.push_back({"Question: x\nAnswer:", continuation});
+  sample.answers.scores = {{.log_prob = -1.5, .is_greedy = true}, {.log_prob = -2.25}};
+  sample.metrics = {{.name = "acc", .value = 0.0}, {.name = "acc_norm", .value = 1.0}};
   result.samples = {sample};
   return result;
 }
@@ -49,13 +51,13 @@ TEST_CASE("results: a score of one document has no standard error", "[eval]") {
   TaskResult result = result_named("held_out");
   result.metrics = {{.name = "loss", .value = 2.125, .higher_is_better = false}};
   CHECK_THAT(results_table({&result, 1}), Catch::Contains("|loss  |↓  |2.1250|±  |   N/A|"));
-  CHECK(results_json({&result, 1}, {}, {})["results"]["held_out"]["loss_stderr,none"] == "N/A");
+  CHECK(results_json({&result, 1}, {}, {}, {})["results"]["held_out"]["loss_stderr,none"] == "N/A");
 }
 
 TEST_CASE("results: the document has lm-evaluation-harness's keys", "[eval]") {
   const TaskResult result = result_named("arc_easy");
   const Json json = results_json(
-      {&result, 1}, {.model = "models/a", .dtype = "float32", .device = "cpu", .seconds = 1.5, .log_samples = true},
+      {&result, 1}, {}, {.model = "models/a", .dtype = "float32", .device = "cpu", .seconds = 1.5, .log_samples = true},
       {.limit = 2.0});
   const Json& scores = json["results"]["arc_easy"];
   CHECK(scores["alias"] == "arc_easy");
@@ -74,7 +76,7 @@ TEST_CASE("results: the document has lm-evaluation-harness's keys", "[eval]") {
 
 TEST_CASE("results: hashes and strings of a sample are those that lm-evaluation-harness writes", "[eval]") {
   const TaskResult result = result_named("piqa");
-  const Json json = sample_json(result, result.samples.front());
+  const Json json = samples_json(result).front();
   // hashlib.sha256 of json.dumps(doc, indent=2, ensure_ascii=False), of the first context and of str(target).
   CHECK(json["doc_hash"] == "f942dc3b8ccf0e4aa264cb5e2bb4b5db4519833d58e2675809b8c469eb7c573b");
   CHECK(json["prompt_hash"] == "e4dc0be7b8627f8bc9fa055cb53bd94f6bcefd227f36f42e7c0a708a4ee6ab7c");
@@ -91,8 +93,9 @@ TEST_CASE("results: a loss sample holds its nats and tokens", "[eval]") {
   TaskResult result = result_named("held_out");
   result.task.output_type = OutputType::kValidLoss;
   SampleResult sample;
-  sample.loss = {.nats = 3.0, .num_tokens = 2};
-  const Json json = sample_json(result, sample);
+  sample.answers.loss = {.nats = 3.0, .num_tokens = 2};
+  result.samples = {sample};
+  const Json json = samples_json(result).front();
   CHECK(json["nats"] == 3.0);
   CHECK(json["num_tokens"] == 2);
   CHECK(json["arguments"].empty());
@@ -102,7 +105,7 @@ TEST_CASE("results: files are written and read back", "[eval]") {
   const TextFile place("x", "");
   const auto folder = place.path().parent_path() / "new" / "folder";
   const TaskResult result = result_named("arc_easy");
-  write_results(folder, {&result, 1}, {.log_samples = true}, {});
+  write_results(folder, {&result, 1}, {}, {.model = "models/a", .log_samples = true}, {});
   const auto scores = read_scores(read_json_file(folder / "results.json"), "results.json");
   REQUIRE(scores.size() == 2);
   CHECK(scores[0].metric == "acc_norm");
@@ -114,38 +117,9 @@ TEST_CASE("results: files are written and read back", "[eval]") {
 TEST_CASE("results: without log_samples only results.json is written", "[eval]") {
   const TextFile place("x", "");
   const TaskResult result = result_named("arc_easy");
-  write_results(place.path().parent_path(), {&result, 1}, {}, {});
+  write_results(place.path().parent_path(), {&result, 1}, {}, {.model = "models/a"}, {});
   CHECK_FALSE(std::filesystem::exists(place.path().parent_path() / "samples_arc_easy.jsonl"));
   CHECK(read_json_file(place.path().parent_path() / "results.json")["task_hashes"].empty());
-}
-
-TEST_CASE("results: a file that is no results document is refused", "[eval]") {
-  CHECK_THROWS_WITH(read_scores(Json::array(), "a.json"),
-                    "a.json: no object 'results'; is this a results.json of an evaluation?");
-  CHECK_THROWS_WITH(read_scores(Json({{"results", {{"piqa", 3}}}}), "a.json"),
-                    "a.json: 'results.piqa': found number, expected object");
-}
-
-TEST_CASE("comparison: scores that both runs have stand side by side with their difference", "[eval]") {
-  const std::vector<Score> before = {
-      {"arc_easy", "acc", 0.4, 0.03}, {"arc_easy", "acc_norm", 0.5, 0.03}, {"gone", "acc", 1.0, {}}};
-  const std::vector<Score> after = {{"arc_easy", "acc", 0.45, 0.04},
-                                    {"arc_easy", "acc_norm", 0.5, {}},
-                                    {"held_out", "loss", 2.0, 0.1, false},
-                                    {"new", "acc", 1.0, {}}};
-  std::vector<Score> before_all = before;
-  before_all.push_back({"held_out", "loss", 3.0, 0.1, false});
-  const auto changes = compare_scores(before_all, after);
-  REQUIRE(changes.size() == 3);
-  CHECK(changes[0].difference() == Approx(0.05));
-  CHECK(*changes[0].standard_error() == Approx(0.05));
-  CHECK_FALSE(changes[1].standard_error().has_value());
-  CHECK(comparison_table(changes) ==
-        "| Tasks  | Metric |   |Before|After |Difference|   |Stderr|\n"
-        "|--------|--------|---|-----:|-----:|---------:|---|-----:|\n"
-        "|arc_easy|acc     |↑  |0.4000|0.4500|   +0.0500|±  |0.0500|\n"
-        "|        |acc_norm|↑  |0.5000|0.5000|   +0.0000|±  |   N/A|\n"
-        "|held_out|loss    |↓  |3.0000|2.0000|   -1.0000|±  |0.1414|\n");
 }
 
 }  // namespace

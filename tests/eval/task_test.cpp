@@ -1,15 +1,14 @@
-#include "eval/task.h"
-
 #include <cstdlib>
 
 #include "base/error.h"
+#include "eval/task_catalog.h"
 #include "tests/support/catch.h"
 #include "tests/support/text_file.h"
 
 namespace dagmoe {
 namespace {
 
-constexpr const char* kSmallTask = R"(task: mine
+const std::string kSmallTask = R"(task: mine
 version: 2
 output_type: multiple_choice
 dataset_path: mine.jsonl
@@ -47,19 +46,22 @@ TEST_CASE("task: what is not written has lm-evaluation-harness's defaults", "[ev
   CHECK(task.num_fewshot == 0);
   CHECK_FALSE(task.fewshot_draws_one_more);
   CHECK(task.doc_to_choice.size() == 2);
-  CHECK((task.metrics == std::vector<ChoiceMetric>{ChoiceMetric::kAcc}));
+  CHECK((task.metrics == std::vector<Metric>{Metric::kAcc}));
   CHECK(task.source == kSmallTask);
 }
 
 TEST_CASE("task: every file of eval/tasks is good and named after its task", "[eval]") {
   const auto folder = std::filesystem::path(DAGMOE_SOURCE_DIR) / "eval" / "tasks";
-  const std::vector<std::string> names = task_names(folder);
-  CHECK(names.size() >= 5);
-  for (const std::string& name : names) {
-    const TaskConfig task = read_task(folder / (name + ".yaml"));
+  const TaskCatalog catalog(folder);
+  CHECK(catalog.tasks.size() == 17 + 57 + 27);
+  for (const auto& [name, place] : catalog.tasks) {
+    const TaskConfig task = read_task(place.file, place.variant);
     CHECK(task.task == name);
-    CHECK(task.version.has_value());
+    CHECK(task.version.has_value() == (name != "commonsense_qa"));
+    if (place.variant.empty()) CHECK(place.file.stem() == name);
   }
+  for (const auto& [name, file] : catalog.groups) CHECK(read_group(file).group == file.stem());
+  for (const auto& [name, file] : catalog.suites) CHECK(read_suite(file).suite == file.stem());
 }
 
 TEST_CASE("task: every problem of a file is reported at once, with its place", "[eval]") {
@@ -85,7 +87,7 @@ metrics: [acc, acc, acc_nrom]
 TEST_CASE("task: a key of another output type is unknown", "[eval]") {
   CHECK_THAT(issues_of("task: a\noutput_type: valid_loss\ndataset_path: x\ndoc_to_text: y\n"),
              Catch::Contains("doc_to_text: unknown key"));
-  CHECK_THAT(issues_of(std::string(kSmallTask) + "template: alpaca\n"), Catch::Contains("template: unknown key"));
+  CHECK_THAT(issues_of(kSmallTask + "template: alpaca\n"), Catch::Contains("template: unknown key"));
 }
 
 TEST_CASE("task: valid_loss knows the recipe's formats and templates", "[eval]") {

@@ -63,8 +63,17 @@ TEST_CASE("template: broken templates and expressions are refused", "[eval]") {
   CHECK_THROWS_WITH(TextTemplate("{{}}"), Catch::StartsWith("'{{}}' is no field"));
   CHECK_THROWS_WITH(TextTemplate("{{choices.label.index(answerKey)}}"),
                     "'{{choices.label.index(answerKey)}}' is no field; found an expression, expected a dotted path "
-                    "such as choices.*.text");
+                    "such as choices.*.text, perhaps with '| strip', '| lstrip' or '| rstrip'");
   CHECK_THROWS_WITH(TextTemplate("{% if x %}"), Catch::StartsWith("'{%' begins a Jinja statement"));
+}
+
+TEST_CASE("template: white space at the ends goes where that is asked", "[eval]") {
+  const Json doc = {{"q", "\x1c a \xC2\xA0"}, {"list", {" x ", "y "}}};
+  CHECK(TextTemplate("<{{q | strip}}>").render(doc) == "<a>");
+  CHECK(TextTemplate("<{{q|lstrip}}>").render(doc) == "<a \xC2\xA0>");
+  CHECK(TextTemplate("<{{ q | rstrip }}>").render(doc) == "<\x1c a>");
+  CHECK(TextTemplate("{{list | strip}}").render_list(doc) == std::vector<std::string>{"x", "y"});
+  CHECK_THROWS_AS(TextTemplate("{{q | upper}}"), ConfigError);
 }
 
 }  // namespace
