@@ -144,7 +144,8 @@ TEST_CASE("program: profile-experts writes what trainable: [esft] reads", "[cli]
   REQUIRE(plan.code == 0);
 }
 
-TEST_CASE("program: a misspelt recipe key is exit code 2 and a broken data line 3 and nothing is written", "[cli]") {
+TEST_CASE("program: a misspelt recipe key is exit code 2 and a broken data line 3 and nothing but that line is written",
+          "[cli]") {
   const TemporaryFolder folder;
   write_tiny_folder(folder / "model");
   write_records(folder / "train.jsonl", 5);
@@ -159,7 +160,8 @@ TEST_CASE("program: a misspelt recipe key is exit code 2 and a broken data line 
   const Outcome broken = dagmoe_run(folder, "finetune " + (folder / "good.yaml").string());
   REQUIRE(broken.code == 3);
   REQUIRE_THAT(broken.err, Catch::Contains("train.jsonl:6: "));
-  REQUIRE_FALSE(std::filesystem::exists(folder / "run"));
+  REQUIRE(std::filesystem::exists(folder / "run" / "bad_records.jsonl"));
+  REQUIRE(std::distance(std::filesystem::directory_iterator(folder / "run"), {}) == 1);
 }
 
 TEST_CASE("program: validate reports every file and exits with 2 when one is wrong", "[cli]") {

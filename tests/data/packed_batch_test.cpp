@@ -202,5 +202,49 @@ TEST_CASE("step batch: an epoch of steps uses every example once and resumes at 
   CHECK(seen == lengths);
 }
 
+TEST_CASE("step batch: with lookahead the longest example that fits closes a micro batch before its turn", "[data]") {
+  const StepTest test({60, 50, 70, 30, 35, 90, 41, 25});
+  ExampleStream stream = test.stream();
+  const StepBatchConfig config = {.step_tokens = 200, .micro_batch_tokens = 100, .lookahead = 4};
+  // 60, then 50 has no room: of 50, 70, 30, 35 the longest that fits is 35. Then 50 and of 70, 30, 90, 41 the 41.
+  CHECK(segments_of(*next_step_batch(stream, config)) == Bins{{60, 35}, {50, 41}});
+  CHECK(stream.position() == StreamPosition{0, 2, 0, {2, 4}});
+  CHECK(segments_of(*next_step_batch(stream, config)) == Bins{{70, 30}, {90}});
+  CHECK(segments_of(*next_step_batch(stream, config)) == Bins{{25}});
+  CHECK(next_step_batch(stream, config) == std::nullopt);
+  CHECK(stream.position() == StreamPosition{1, 0, 0, {}});
+}
+
+TEST_CASE("step batch: with lookahead every example is used once, and any step can be gone on from", "[data]") {
+  Ints lengths;
+  for (std::int64_t i = 0; i < 300; ++i) lengths.push_back(23 + (i * i * 7 + 3 * i) % 120);
+  const StepTest test(lengths);
+  const ExampleStreamOptions options = {.shuffle = true, .seed = 9};
+  ExampleStream stream = test.stream(options), resumed = test.stream(options);
+  const StepBatchConfig config = {.step_tokens = 512, .micro_batch_tokens = 256, .lookahead = 32};
+  std::int64_t num_tokens = 0, num_capacity = 0;
+  Ints found;
+  while (true) {
+    resumed.seek(stream.position());
+    const auto step = next_step_batch(stream, config);
+    const auto again = next_step_batch(resumed, config);
+    REQUIRE(step.has_value() == again.has_value());
+    CHECK(stream.position() == resumed.position());
+    if (!step) break;
+    REQUIRE(segments_of(*step) == segments_of(*again));
+    for (std::size_t m = 0; m < step->micro_batches.size(); ++m) {
+      REQUIRE(step->micro_batches[m].input_ids == again->micro_batches[m].input_ids);
+      CHECK(step->micro_batches[m].num_tokens() <= 256);
+    }
+    for (const auto& bin : segments_of(*step)) found.insert(found.end(), bin.begin(), bin.end());
+    num_tokens += step->num_tokens;
+    num_capacity += 512;
+  }
+  std::sort(found.begin(), found.end());
+  std::sort(lengths.begin(), lengths.end());
+  CHECK(found == lengths);
+  CHECK(static_cast<double>(num_tokens) > 0.95 * static_cast<double>(num_capacity));
+}
+
 }  // namespace
 }  // namespace dagmoe
