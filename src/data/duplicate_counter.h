@@ -5,7 +5,7 @@
 #include <memory>
 #include <vector>
 
-#include "data/record.h"
+#include "data/content_hash.h"
 
 namespace dagmoe {
 

@@ -112,22 +112,22 @@ void ExamplePipeline::Worker::append_sample(const Slot& slot, StreamPosition& fr
   const ExampleStreamOptions& options = pipeline_.options_;
   std::size_t file = 0;
   std::int64_t line = 0;
-  std::string problem;
+  bool is_there = true;
   if (slot.fetched) {
-    file = slot.fetched->file, line = raw_.line = slot.fetched->line;
+    file = slot.fetched->file, line = slot.fetched->line;
     const std::string_view text(slot.fetched->text);
-    problem = parser_.parse(text.substr(0, text.size() - RecordParser::kPadding), false, raw_);
+    is_there = parser_.parse(text.substr(0, text.size() - RecordParser::kPadding), false, raw_).empty();
   } else {
     const RecordSource::Place place = source.place(slot.draw.index);
     file = place.file, line = place.place.line;
     RecordReader& from_file = reader(slot.draw.source, file);
     from_file.seek(place.place.offset, line);
     std::unique_ptr<BadRecord> bad;
-    if (!from_file.next(raw_, bad) || bad) problem = bad ? bad->reason : "the file ends before";
+    is_there = from_file.next(raw_, bad) && !bad;
+    line = bad ? bad->line : is_there ? raw_.line : line;  // blank lines may lie before it
   }
   try {
-    if (!problem.empty())
-      throw InputError(str("the file has changed since it was opened (", problem, "); start again"));
+    if (!is_there) throw InputError("the file has changed since it was opened; start again");
     const std::vector<PromptPiece> pieces = sample_pieces(source.config(), raw_);
     const auto place_example = [&](StreamExample& example) {
       example.line = line, example.source = slot.draw.source, example.file = file;

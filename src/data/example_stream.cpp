@@ -14,10 +14,11 @@ namespace {
 
 // One example that was made but not taken.
 struct Ready {
-  std::optional<StreamExample> example;  // nullopt: the end of the epoch
+  std::optional<StreamExample> example;  // nullopt: the end of the epoch, or taken
   StreamPosition before, after;
   StreamCounters counts;  // what it adds, what was left out before it among that
   bool is_taken = false;
+  bool is_end() const { return !example && !is_taken; }
 };
 
 void add_counts(StreamCounters& counters, const StreamCounters& counts) {
@@ -118,7 +119,7 @@ Ready ExampleStream::Impl::advance(StreamPosition from) {
 
 // Until `count` are there, or the epoch ends before.
 void ExampleStream::Impl::fill(std::size_t count) {
-  while (ahead.size() < count && (ahead.empty() || ahead.back().example))
+  while (ahead.size() < count && (ahead.empty() || !ahead.back().is_end()))
     ahead.push_back(advance(ahead.empty() ? position : ahead.back().after));
 }
 
@@ -126,7 +127,7 @@ void ExampleStream::Impl::fill(std::size_t count) {
 std::int64_t ExampleStream::Impl::index_of(std::int64_t num_untaken) {
   for (std::size_t i = 0;; ++i) {
     fill(i + 1);
-    if (!ahead[i].example && !ahead[i].is_taken) return static_cast<std::int64_t>(i);
+    if (ahead[i].is_end()) return static_cast<std::int64_t>(i);
     if (!ahead[i].is_taken && num_untaken-- == 0) return static_cast<std::int64_t>(i);
   }
 }

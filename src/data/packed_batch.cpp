@@ -1,7 +1,6 @@
 #include "data/packed_batch.h"
 
 #include <algorithm>
-#include <limits>
 #include <numeric>
 
 namespace dagmoe {
@@ -63,84 +62,43 @@ std::vector<std::vector<std::int64_t>> even_bins(std::span<const std::int64_t> l
 
 std::int64_t size_of(const Example& example) { return static_cast<std::int64_t>(example.tokens.size()); }
 
-/// Takes the examples of one step.
-class StepBuilder {
- public:
-  StepBuilder(ExampleStream& stream, const StepBatchConfig& config)
-      : stream_(stream),
-        config_(config),
-        bin_tokens_(fills_bins(config) ? config.micro_batch_tokens : std::numeric_limits<std::int64_t>::max()) {}
-  /// Whether bins() are the micro batches; else the examples are distributed afterwards.
-  static bool fills_bins(const StepBatchConfig& config) {
-    return config.step_sequences == 0 && config.lookahead > 1 && config.num_takers == 1;
+// The next example if it fits, else the longest of those ahead that does; -1 when none does.
+std::int64_t best_fit(ExampleStream& stream, std::int64_t room, std::int64_t lookahead) {
+  std::int64_t best = -1, best_size = 0;
+  for (std::int64_t ahead = 0; ahead < std::max<std::int64_t>(lookahead, 1); ++ahead) {
+    const StreamExample* example = stream.peek(ahead);
+    if (example == nullptr) break;
+    const std::int64_t size = size_of(*example);
+    if (size > room || size <= best_size) continue;
+    best = ahead;
+    best_size = size;
+    if (ahead == 0 || size == room) break;
   }
+  return best;
+}
 
-  void take_sequences() {
-    while (std::ssize(examples_) < config_.step_sequences && stream_.peek() != nullptr) take(0);
+// The examples of one step; how they are split into micro batches has no say in it.
+std::vector<StreamExample> take_step(ExampleStream& stream, const StepBatchConfig& config) {
+  std::vector<StreamExample> examples;
+  if (config.step_sequences > 0) {
+    while (std::ssize(examples) < config.step_sequences && stream.peek() != nullptr) examples.push_back(stream.take(0));
+    return examples;
   }
-  void take_tokens() {
-    while (fill_bin()) {
-    }
+  if (stream.peek() == nullptr) return examples;
+  examples.push_back(stream.take(0));
+  std::int64_t room = config.step_tokens - size_of(examples.back());
+  for (std::int64_t ahead = best_fit(stream, room, config.lookahead); ahead >= 0;
+       ahead = best_fit(stream, room, config.lookahead)) {
+    examples.push_back(stream.take(ahead));
+    room -= size_of(examples.back());
   }
-  const std::vector<StreamExample>& examples() const { return examples_; }
-  const std::vector<std::vector<std::int64_t>>& bins() const { return bins_; }
-
- private:
-  void take(std::int64_t ahead) {
-    examples_.push_back(stream_.take(ahead));
-    num_tokens_ += size_of(examples_.back());
-    if (!bins_.empty()) bins_.back().push_back(std::ssize(examples_) - 1);
-  }
-  // One more micro batch; false when the step has no room for another.
-  bool fill_bin() {
-    const StreamExample* next = stream_.peek();
-    if (next == nullptr) return false;
-    const std::int64_t left = config_.step_tokens - num_tokens_;
-    const bool is_long = size_of(*next) > bin_tokens_ && (size_of(*next) <= left || examples_.empty());
-    std::int64_t room = std::min(left, bin_tokens_);
-    if (is_long || (examples_.empty() && size_of(*next) > room)) {
-      bins_.emplace_back();
-      take(0);
-      return true;
-    }
-    bins_.emplace_back();
-    for (std::int64_t ahead = best_fit(room); ahead >= 0; ahead = best_fit(room)) {
-      take(ahead);
-      room -= size_of(examples_.back());
-    }
-    if (!bins_.back().empty()) return true;
-    bins_.pop_back();
-    return false;
-  }
-  // The next example if it fits, else the longest of those ahead that does; -1 when none does.
-  std::int64_t best_fit(std::int64_t room) {
-    std::int64_t best = -1, best_size = 0;
-    for (std::int64_t ahead = 0; ahead < std::max<std::int64_t>(config_.lookahead, 1); ++ahead) {
-      const StreamExample* example = stream_.peek(ahead);
-      if (example == nullptr) break;
-      const std::int64_t size = size_of(*example);
-      if (size > room || size <= best_size) continue;
-      best = ahead;
-      best_size = size;
-      if (ahead == 0 || size == room) break;
-    }
-    return best;
-  }
-
-  ExampleStream& stream_;
-  const StepBatchConfig& config_;
-  std::int64_t bin_tokens_;
-  std::vector<StreamExample> examples_;
-  std::vector<std::vector<std::int64_t>> bins_;
-  std::int64_t num_tokens_ = 0;
-};
+  return examples;
+}
 
 }  // namespace
 
 std::optional<StepBatch> next_step_batch(ExampleStream& stream, const StepBatchConfig& config) {
-  StepBuilder builder(stream, config);
-  config.step_sequences > 0 ? builder.take_sequences() : builder.take_tokens();
-  const std::vector<StreamExample>& examples = builder.examples();
+  const std::vector<StreamExample> examples = take_step(stream, config);
   if (examples.empty()) {
     stream.next();  // the end of the epoch, so that the next one begins
     return std::nullopt;
@@ -155,9 +113,7 @@ std::optional<StepBatch> next_step_batch(ExampleStream& stream, const StepBatchC
     SourceCounts& source = step.sources[example.source];
     source.samples += 1, source.tokens += lengths.back(), source.supervised_tokens += example.num_targets();
   }
-  for (const auto& bin : StepBuilder::fills_bins(config)
-                             ? builder.bins()
-                             : even_bins(lengths, config.micro_batch_tokens, config.num_takers)) {
+  for (const auto& bin : even_bins(lengths, config.micro_batch_tokens, config.num_takers)) {
     PackedBatch& batch = step.micro_batches.emplace_back();
     for (const std::int64_t index : bin) append_example(batch, examples[static_cast<std::size_t>(index)]);
     step.num_targets += batch.num_targets;

@@ -35,11 +35,11 @@ std::vector<std::vector<std::int64_t>> first_fit_decreasing(std::span<const std:
 
 /// The micro batches of one optimizer step: whole examples in the order of the stream, until `step_tokens` are full, or
 /// `step_sequences` examples when that is not 0. Every example is used exactly once; a step never mixes epochs.
-/// - By tokens: micro batches are filled one after the other, up to `micro_batch_tokens` and to what is left of the
-///   step. Where the next example does not fit, the longest that does among the next `lookahead` examples is taken
-///   before its turn, and again, until none fits. The first example of a step is always the next one, so that none
-///   waits for ever.
-/// - Without lookahead, by examples, or for several takers: the examples are distributed by first-fit decreasing.
+/// - By tokens, where the next example does not fit any more, the longest that does among the next `lookahead` ones is
+///   taken before its turn, and again, until none fits. A step begins with the next one, so that none waits for ever.
+/// - Which examples a step has does not depend on `micro_batch_tokens` or `num_takers`: they are distributed over micro
+///   batches afterwards, by first-fit decreasing.
+///   An example longer than that is alone in one.
 struct StepBatchConfig {
   std::int64_t step_tokens = 4096;
   std::int64_t step_sequences = 0;

@@ -1,8 +1,5 @@
 #include "data/record.h"
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include <algorithm>
 #include <array>
 #include <map>
@@ -362,18 +359,12 @@ const std::vector<std::string>& field_names(RecordFormat format) {
 }
 
 ContentHash content_hash(const Record& record) {
-  XXH3_state_t state;
-  XXH3_128bits_reset(&state);
+  std::string text;
   // The length in front keeps "ab" + "c" apart from "a" + "bc".
-  const auto add = [&state](std::string_view text) {
-    const auto size = static_cast<std::uint64_t>(text.size());
-    XXH3_128bits_update(&state, &size, sizeof(size));
-    XXH3_128bits_update(&state, text.data(), text.size());
-  };
-  for (const std::string* text : {&record.instruction, &record.input, &record.output, &record.text}) add(*text);
+  const auto add = [&text](std::string_view part) { text.append(std::to_string(part.size())).append(1, ':').append(part); };
+  for (const std::string* part : {&record.instruction, &record.input, &record.output, &record.text}) add(*part);
   for (const Message& message : record.messages) add(message.role), add(message.content);
-  const XXH128_hash_t hash = XXH3_128bits_digest(&state);
-  return {hash.high64, hash.low64};
+  return hash_of(text);
 }
 
 }  // namespace dagmoe

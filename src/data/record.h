@@ -7,6 +7,7 @@
 #include <utility>
 #include <vector>
 
+#include "data/content_hash.h"
 #include "data/json_lines.h"
 #include "data/prompt_template.h"
 
@@ -46,11 +47,7 @@ struct Record {
 /// InputError with the reason only (no place): "field 'output' is missing; format 'alpaca' needs instruction, output".
 Record read_record(RecordFormat format, const RawRecord& raw);
 
-/// Of all texts of a record and the roles in it: equal records of a file, whatever their other fields say.
-struct ContentHash {
-  std::uint64_t high = 0, low = 0;
-  bool operator==(const ContentHash&) const = default;
-};
+/// Of all texts of a record and the roles in it: equal for records that are the same but for other fields.
 ContentHash content_hash(const Record& record);
 
 /// Which tokens of a sample are learnt.

@@ -1,8 +1,5 @@
 #include "data/record_index.h"
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include <cstring>
 #include <vector>
 
@@ -10,6 +7,7 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "data/byte_stream.h"
+#include "data/content_hash.h"
 
 namespace dagmoe {
 namespace {
@@ -21,26 +19,19 @@ constexpr std::uint64_t kMaxOffset = (std::uint64_t{1} << (64 - kSkewBits)) - 1;
 constexpr std::size_t kChunk = std::size_t{1} << 16;
 constexpr std::string_view kMagic = "dagmoe record index 1";
 
-std::string hex_of(XXH128_hash_t hash) {
-  std::ostringstream text;
-  text << std::hex << hash.high64 << '-' << hash.low64;
-  return text.str();
-}
-
 std::string checksum_of(const std::filesystem::path& file) {
-  XXH3_state_t state;
-  XXH3_128bits_reset(&state);
+  ContentHasher hasher;
   const auto stream = ByteStream::open(file);
   std::vector<char> chunk(std::size_t{1} << 20);
   while (const std::size_t count = stream->read(chunk.data(), chunk.size()))
-    XXH3_128bits_update(&state, chunk.data(), count);
-  return hex_of(XXH3_128bits_digest(&state));
+    hasher.add({chunk.data(), count});
+  return to_hex(hasher.digest());
 }
 
 /// Writes numbers and texts piece by piece, with the hash of all of them at the end.
 class IndexWriter {
  public:
-  explicit IndexWriter(const std::filesystem::path& path) : file_(path) { XXH3_128bits_reset(&hash_); }
+  explicit IndexWriter(const std::filesystem::path& path) : file_(path) {}
   void put(std::int64_t value) { put_bytes(&value, sizeof(value)); }
   void put(std::string_view text) {
     put(static_cast<std::int64_t>(text.size()));
@@ -53,7 +44,7 @@ class IndexWriter {
   }
   void commit() {
     flush();
-    const XXH128_hash_t hash = XXH3_128bits_digest(&hash_);
+    const ContentHash hash = hash_.digest();
     file_.write(std::string_view(reinterpret_cast<const char*>(&hash), sizeof(hash)));
     file_.commit();
   }
@@ -64,12 +55,12 @@ class IndexWriter {
     if (buffer_.size() >= kChunk) flush();
   }
   void flush() {
-    XXH3_128bits_update(&hash_, buffer_.data(), buffer_.size());
+    hash_.add(buffer_);
     file_.write(std::string_view(buffer_));
     buffer_.clear();
   }
   AtomicFile file_;
-  XXH3_state_t hash_;
+  ContentHasher hash_;
   std::string buffer_;
 };
 
@@ -77,9 +68,7 @@ class IndexWriter {
 class IndexReader {
  public:
   explicit IndexReader(const std::filesystem::path& path)
-      : window_(ByteStream::open(path)), left_(std::filesystem::file_size(path)) {
-    XXH3_128bits_reset(&hash_);
-  }
+      : window_(ByteStream::open(path)), left_(std::filesystem::file_size(path)) {}
   bool take(std::int64_t& value) { return take_bytes(&value, sizeof(value)); }
   bool take(std::string& text) {
     std::int64_t size = 0;
@@ -98,9 +87,9 @@ class IndexReader {
   }
   /// The hash is right and nothing follows it.
   bool ends_well() {
-    const XXH128_hash_t expected = XXH3_128bits_digest(&hash_);
-    XXH128_hash_t found;
-    return take_bytes(&found, sizeof(found)) && XXH128_isEqual(expected, found) && left_ == 0;
+    const ContentHash expected = hash_.digest();
+    ContentHash found;
+    return take_bytes(&found, sizeof(found)) && expected == found && left_ == 0;
   }
 
  private:
@@ -109,14 +98,14 @@ class IndexReader {
       if (!window_.grow()) return false;
     }
     if (size > 0) std::memcpy(target, window_.view().data(), size);
-    XXH3_128bits_update(&hash_, target, size);
+    hash_.add({static_cast<const char*>(target), size});
     window_.advance(size);
     left_ -= size;
     return true;
   }
   ByteWindow window_;
   std::uint64_t left_;
-  XXH3_state_t hash_;
+  ContentHasher hash_;
 };
 
 }  // namespace
@@ -142,7 +131,7 @@ RecordPlace RecordIndex::operator[](std::int64_t index) const {
 
 std::filesystem::path IndexCache::path_of(const std::filesystem::path& file, const std::string& how) const {
   const std::string key = std::filesystem::absolute(file).lexically_normal().string() + "\n" + how;
-  return folder_ / (hex_of(XXH3_128bits(key.data(), key.size())) + ".index");
+  return folder_ / (to_hex(hash_of(key)) + ".index");
 }
 
 std::optional<FileScan> IndexCache::find(const std::filesystem::path& file, const std::string& how) const {

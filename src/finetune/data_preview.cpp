@@ -1,11 +1,7 @@
 #include "finetune/data_preview.h"
 
-#define XXH_INLINE_ALL
-#include <xxhash.h>
-
 #include <algorithm>
 #include <array>
-#include <limits>
 
 #include "base/progress.h"
 #include "base/text.h"
@@ -107,8 +103,7 @@ class Inspector {
 };
 
 ContentHash token_hash(const Example& example) {
-  const XXH128_hash_t hash = XXH3_128bits(example.tokens.data(), example.tokens.size() * sizeof(TokenId));
-  return {hash.high64, hash.low64};
+  return hash_of({reinterpret_cast<const char*>(example.tokens.data()), example.tokens.size() * sizeof(TokenId)});
 }
 
 void count_samples(DataPreview& preview, ExampleStream& stream, const Tokenizer& tokenizer,
@@ -150,12 +145,8 @@ void pack_samples(DataPreview& preview, ExampleStream& stream, const StepBatchCo
     preview.packed_samples += step->num_examples;
     preview.packed_batches += std::ssize(step->micro_batches);
     num_tokens += step->num_tokens;
-    std::int64_t left = config.step_sequences > 0 ? std::numeric_limits<std::int64_t>::max() : config.step_tokens;
-    for (const PackedBatch& batch : step->micro_batches) {
-      const std::int64_t room = std::max(std::min(left, config.micro_batch_tokens), batch.num_tokens());
-      capacity += room;
-      left -= room;
-    }
+    // A step of so many samples is as long as they are.
+    capacity += config.step_sequences > 0 ? step->num_tokens : std::max(config.step_tokens, step->num_tokens);
   }
   preview.packing_efficiency = capacity == 0 ? 0.0 : static_cast<double>(num_tokens) / static_cast<double>(capacity);
 }
@@ -216,8 +207,9 @@ std::string histogram(const DataPreview& preview) {
 
 std::string packing_line(const DataPreview& preview) {
   if (preview.packed_batches == 0) return "packing: off\n";
-  return str("packing: ", fixed(100 * preview.packing_efficiency, 2), "% of ", with_commas(preview.packed_batches),
-             " micro batches is filled (first ", with_commas(preview.packed_samples), " samples)\n");
+  return str("packing: steps are filled to ", fixed(100 * preview.packing_efficiency, 2), "%, in ",
+             with_commas(preview.packed_batches), " micro batches (first ", with_commas(preview.packed_samples),
+             " samples); there is no padding\n");
 }
 
 }  // namespace

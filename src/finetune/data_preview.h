@@ -44,7 +44,7 @@ struct DataPreview {
   StreamCounters counters;
   std::int64_t duplicates = 0;        ///< among the samples seen
   std::vector<std::int64_t> lengths;  ///< how many samples have so many tokens
-  /// Over the first 10,000 samples: micro batches as training forms them, and their tokens over what they could hold.
+  /// Over the first 10,000 samples: steps as training forms them, and their tokens over what they could hold.
   std::int64_t packed_samples = 0, packed_batches = 0;
   double packing_efficiency = 0.0;
   std::vector<PreviewFinding> findings;

@@ -1,4 +1,5 @@
 // Token ids and labels of real records beside the reference programs: tests/golden/make_masks.py says which, and how.
+#include <cstdlib>
 #include <fstream>
 
 #include "base/error.h"
@@ -13,7 +14,10 @@ namespace {
 
 namespace fs = std::filesystem;
 
-fs::path shared_data() { return fs::path(DAGMOE_SOURCE_DIR) / "shared/data"; }
+fs::path shared_data() {
+  const char* shared = std::getenv("DAGMOE_SHARED");
+  return fs::path(shared == nullptr ? DAGMOE_SOURCE_DIR "/../shared" : shared) / "data";
+}
 
 std::unique_ptr<Tokenizer> open_tokenizer(const std::string& name) {
   const bool is_chat = name == "minimind";
@@ -80,7 +84,7 @@ std::string line_of(const Example& example) {
 }
 
 TEST_CASE("masks: ids and labels are those of Stanford's rule, TRL and transformers on 500 records each", "[data]") {
-  if (!fs::exists(shared_data() / "alpaca")) DAGMOE_SKIP("no shared data at shared/data");
+  if (!fs::exists(shared_data() / "alpaca")) DAGMOE_SKIP("no shared data; set DAGMOE_SHARED");
   const Json golden = read_json_file(DAGMOE_SOURCE_DIR "/tests/golden/masks.json");
   const auto count = golden["count"].get<std::size_t>(), block = golden["block"].get<std::size_t>();
   for (const Json& item : golden["cases"]) {
@@ -112,7 +116,7 @@ TEST_CASE("masks: ids and labels are those of Stanford's rule, TRL and transform
 
 // method.md 7.3: where the tokens of prompt and answer are not those of both together, each policy has its own.
 TEST_CASE("masks: separate and joined differ exactly where a token would span prompt and answer", "[data]") {
-  if (!fs::exists(shared_data() / "tokenizers")) DAGMOE_SKIP("no shared data at shared/data");
+  if (!fs::exists(shared_data() / "tokenizers")) DAGMOE_SKIP("no shared data; set DAGMOE_SHARED");
   const auto tokenizer = open_tokenizer("olmo-gpt-neox");
   const auto both = [&](const std::string& prompt, const std::string& answer) {
     const std::vector<PromptPiece> pieces = {{.text = prompt},

@@ -202,17 +202,41 @@ TEST_CASE("step batch: an epoch of steps uses every example once and resumes at 
   CHECK(seen == lengths);
 }
 
-TEST_CASE("step batch: with lookahead the longest example that fits closes a micro batch before its turn", "[data]") {
+TEST_CASE("step batch: with lookahead the longest example that fits closes a step before its turn", "[data]") {
   const StepTest test({60, 50, 70, 30, 35, 90, 41, 25});
   ExampleStream stream = test.stream();
-  const StepBatchConfig config = {.step_tokens = 200, .micro_batch_tokens = 100, .lookahead = 4};
-  // 60, then 50 has no room: of 50, 70, 30, 35 the longest that fits is 35. Then 50 and of 70, 30, 90, 41 the 41.
-  CHECK(segments_of(*next_step_batch(stream, config)) == Bins{{60, 35}, {50, 41}});
-  CHECK(stream.position() == StreamPosition{0, 2, 0, {2, 4}});
-  CHECK(segments_of(*next_step_batch(stream, config)) == Bins{{70, 30}, {90}});
-  CHECK(segments_of(*next_step_batch(stream, config)) == Bins{{25}});
+  const StepBatchConfig config = {.step_tokens = 150, .micro_batch_tokens = 150, .lookahead = 4};
+  // Behind 60 and 50 the 70 has no room: of 70, 30, 35, 90 the longest that fits is 35.
+  CHECK(segments_of(*next_step_batch(stream, config)) == Bins{{60, 50, 35}});
+  CHECK(stream.position() == StreamPosition{0, 2, 0, {2}});
+  CHECK(segments_of(*next_step_batch(stream, config)) == Bins{{70, 30, 41}});
+  CHECK(stream.position() == StreamPosition{0, 5, 0, {1}});
+  CHECK(segments_of(*next_step_batch(stream, config)) == Bins{{90, 25}});
   CHECK(next_step_batch(stream, config) == std::nullopt);
   CHECK(stream.position() == StreamPosition{1, 0, 0, {}});
+}
+
+TEST_CASE("step batch: how a step is split has no say in what it holds", "[data]") {
+  Ints lengths;
+  for (std::int64_t i = 0; i < 100; ++i) lengths.push_back(23 + (i * i * 7 + 3 * i) % 120);
+  const StepTest test(lengths);
+  const auto steps = [&](std::int64_t micro_batch_tokens, std::int64_t num_takers) {
+    ExampleStream stream = test.stream();
+    Bins found;
+    while (const auto step = next_step_batch(stream, {.step_tokens = 512,
+                                                      .micro_batch_tokens = micro_batch_tokens,
+                                                      .lookahead = 16,
+                                                      .num_takers = num_takers})) {
+      Ints& all = found.emplace_back();
+      for (const auto& bin : segments_of(*step)) all.insert(all.end(), bin.begin(), bin.end());
+      std::sort(all.begin(), all.end());
+    }
+    return found;
+  };
+  const Bins expected = steps(512, 1);
+  CHECK(steps(150, 1) == expected);
+  CHECK(steps(1, 1) == expected);
+  CHECK(steps(150, 3) == expected);
 }
 
 TEST_CASE("step batch: with lookahead every example is used once, and any step can be gone on from", "[data]") {

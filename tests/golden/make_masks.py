@@ -71,7 +71,7 @@ def prompt_completion(tokenizer, rows):
         dataset = Dataset.from_list([{"prompt": r["instruction"], "completion": " " + r["output"]} for r in rows])
         trainer = trl.SFTTrainer(model=model, args=config, train_dataset=dataset, processing_class=tokenizer)
         for row in trainer.train_dataset:
-            yield row["input_ids"], [i if m else -100 for i, m in zip(row["input_ids"], row["completion_mask"])]
+            yield row["input_ids"], row["labels"]
 
 
 def conversation(rows, i):
