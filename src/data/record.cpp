@@ -361,7 +361,9 @@ const std::vector<std::string>& field_names(RecordFormat format) {
 ContentHash content_hash(const Record& record) {
   std::string text;
   // The length in front keeps "ab" + "c" apart from "a" + "bc".
-  const auto add = [&text](std::string_view part) { text.append(std::to_string(part.size())).append(1, ':').append(part); };
+  const auto add = [&text](std::string_view part) {
+    text.append(std::to_string(part.size())).append(1, ':').append(part);
+  };
   for (const std::string* part : {&record.instruction, &record.input, &record.output, &record.text}) add(*part);
   for (const Message& message : record.messages) add(message.role), add(message.content);
   return hash_of(text);

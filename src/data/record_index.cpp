@@ -23,8 +23,7 @@ std::string checksum_of(const std::filesystem::path& file) {
   ContentHasher hasher;
   const auto stream = ByteStream::open(file);
   std::vector<char> chunk(std::size_t{1} << 20);
-  while (const std::size_t count = stream->read(chunk.data(), chunk.size()))
-    hasher.add({chunk.data(), count});
+  while (const std::size_t count = stream->read(chunk.data(), chunk.size())) hasher.add({chunk.data(), count});
   return to_hex(hasher.digest());
 }
 

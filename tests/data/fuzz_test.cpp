@@ -20,7 +20,8 @@ constexpr int kLines = 100'000;
 
 std::string good_line(int i, std::mt19937& random) {
   const std::string input = random() % 3 == 0 ? R"("input":null,)" : R"("input":"\u00e9 caf\u00e9",)";
-  return str(R"({"instruction":"Do )", i, R"( \"it\"\n",)", input, R"("output":"answer )", i, R"(","extra":[1,{"a":[]}]})");
+  return str(R"({"instruction":"Do )", i, R"( \"it\"\n",)", input, R"("output":"answer )", i,
+             R"(","extra":[1,{"a":[]}]})");
 }
 
 // A few bytes changed, taken out, doubled or put in; no line feed, which would make two lines of one.

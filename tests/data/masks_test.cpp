@@ -89,15 +89,14 @@ TEST_CASE("masks: ids and labels are those of Stanford's rule, TRL and transform
   const auto count = golden["count"].get<std::size_t>(), block = golden["block"].get<std::size_t>();
   for (const Json& item : golden["cases"]) {
     CAPTURE(item["reference"], item["tokenizer"], item["format"], item["template"]);
-    const std::vector<Json> records =
-        read_records(shared_data() / item["file"].get<std::string>(), count);
+    const std::vector<Json> records = read_records(shared_data() / item["file"].get<std::string>(), count);
     const TextFile file("a.jsonl", lines_of(item, records));
     const auto tokenizer = open_tokenizer(item["tokenizer"].get<std::string>());
     SourceConfig source = {.path = file.path(),
                            .format = *record_format_named(item["format"].get<std::string>()),
                            .chat = chat_format(*prompt_template_named(item["template"].get<std::string>()))};
     if (item["format"] == "dolly") source.columns = {{"context", "input"}, {"response", "output"}};
-    if (item["template"] == "olmo") source.chat.bos = source.chat.eos = "<|endoftext|>";
+    if (item["template"] == "olmo") source.chat.bos = "", source.chat.eos = "<|endoftext|>";
     ExampleStream stream({source}, *tokenizer,
                          {.max_seq_len = 1 << 20, .shuffle = false, .tokenization = Tokenization::kJoined});
     std::string lines;

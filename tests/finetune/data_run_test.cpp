@@ -1,13 +1,16 @@
 // What training data means for a run: packing changes nothing, sources are counted, what is bad is kept.
 #include <ATen/ATen.h>
 
+#include <map>
+#include <set>
+
 #include "base/error.h"
 #include "finetune/data_preview.h"
 #include "finetune/run.h"
 #include "finetune/run_data.h"
 #include "finetune/run_setup.h"
 #include "finetune/trainer.h"
-#include "model/losses.h"
+#include "kernels/ops.h"
 #include "tests/support/catch.h"
 #include "tests/support/compare.h"
 #include "tests/support/run_fixture.h"

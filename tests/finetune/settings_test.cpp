@@ -227,11 +227,10 @@ std::set<std::string> all_keys(const TinyRun& run) {
   std::set<std::string> keys;
   for (const char* length : {"steps=2", "epochs=1"}) {
     for (const char* size : {"batch.tokens=600", "batch.sequences=3"}) {
-      const Recipe recipe = run.recipe({length, size, "model.dag.num_iterations=3",
-                                        "trainable=[{group: dag, layers: [1], lr: 1, weight_decay: 1}]",
-                                        "eval.tasks=[x]", "eval.datasets=[x=y]",
-                                        "data.train.0.columns={instruction: x}", "data.train.0.weight=1",
-                                        "data.valid.0.columns={instruction: x}", "data.valid.0.epochs=1"});
+      const Recipe recipe = run.recipe(
+          {length, size, "model.dag.num_iterations=3", "trainable=[{group: dag, layers: [1], lr: 1, weight_decay: 1}]",
+           "eval.tasks=[x]", "eval.datasets=[x=y]", "data.train.0.columns={instruction: x}", "data.train.0.weight=1",
+           "data.valid.0.columns={instruction: x}", "data.valid.0.epochs=1"});
       for (const auto& [key, value] : recipe_settings(to_yaml(recipe))) keys.insert(without_indices(key));
     }
   }
@@ -239,7 +238,7 @@ std::set<std::string> all_keys(const TinyRun& run) {
     const Recipe recipe = run.recipe({kind, "lora.targets=[q_proj]", "lora.patterns=[{target: q_proj, alpha: 1}]"});
     for (const auto& [key, value] : recipe_settings(to_yaml(recipe))) keys.insert(without_indices(key));
   }
-  keys.insert("lora.patterns.rank");  // not with kind smore
+  keys.insert("lora.patterns.rank");                        // not with kind smore
   keys.insert({"data.train.epochs", "data.valid.weight"});  // one of the two
   return keys;
 }
@@ -289,7 +288,8 @@ Outcome outcome_of(const TinyRun& run, const std::vector<std::string>& overrides
 // Whether a warning is about a key; those about rules name the list.
 bool names(const std::vector<std::string>& warnings, const std::string& key) {
   const std::string word = key.starts_with("trainable.") ? "trainable" : key;
-  return std::ranges::any_of(warnings, [&](const auto& line) { return without_indices(line).find(word) != std::string::npos; });
+  return std::ranges::any_of(warnings,
+                             [&](const auto& line) { return without_indices(line).find(word) != std::string::npos; });
 }
 
 // The fixture's folder and what some settings need: another model, one without a DAG, a wide one, a broken record.
