@@ -470,7 +470,8 @@ void check_mixture(DeadSettings& dead, const LoraRecipe& lora) {
 
 void check_validation(DeadSettings& dead, const Recipe& recipe) {
   const Recipe::Eval defaults;
-  const bool has_tasks = !recipe.eval.tasks.empty(), has_valid = !recipe.data.valid.empty();
+  const bool has_tasks = !recipe.eval.tasks.empty(),
+             has_valid = !recipe.data.valid.empty() || recipe.data.valid_fraction > 0;
   const bool validates = has_valid && recipe.eval.every_steps > 0;
   const std::string_view no_validation = "without data.valid and eval.every_steps";
   dead.add(recipe.eval.every_steps > 0 && !has_valid && !has_tasks, "eval.every_steps",

@@ -155,8 +155,8 @@ TEST_CASE("faults: killed behind step 83 of 200 over three sources, the run ends
   require_program();
   const TinyRun run("steps: 200\ncheckpoint: {every_steps: 83}\n");
   write_mixture(run);
+  Recipe recipe = mixture_recipe(run);
   for (const int num_threads : {1, 4}) {
-    Recipe recipe = mixture_recipe(run);
     recipe.data.tokenizer_threads = num_threads;
     write_text(run.folder / "a.yaml", to_yaml(recipe));
     const std::string killed = "killed" + std::to_string(num_threads), whole = "whole" + std::to_string(num_threads);
