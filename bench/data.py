@@ -68,11 +68,12 @@ def encode(batch):
         p = tok(prompt).input_ids; a = tok(output).input_ids + [tok.eos_token_id]
         ids.append((p + a)[:512]); labels.append(([-100] * len(p) + a)[:512])
     return {"input_ids": ids, "labels": labels}
-start = time.time(); data = load_dataset("json", data_files=sys.argv[2], split="train", cache_dir=sys.argv[4]); loaded = time.time()
+cpu = lambda: sum(os.times()[:4])
+cpu_before = cpu(); start = time.time(); data = load_dataset("json", data_files=sys.argv[2], split="train", cache_dir=sys.argv[4]); loaded = time.time()
 data = data.map(encode, batched=True, num_proc=2, remove_columns=data.column_names); mapped = time.time()
 tokens = sum(len(x) for x in data["input_ids"]); counted = time.time()
 data = pack_dataset(data, 1024, "bfd"); packed = time.time()
-print(json.dumps({"load_s": round(loaded - start, 1), "map_s": round(mapped - loaded, 1), "pack_s": round(packed - counted, 1), "tokens": tokens,
+print(json.dumps({"load_s": round(loaded - start, 1), "map_s": round(mapped - loaded, 1), "pack_s": round(packed - counted, 1), "tokens": tokens, "cpu_seconds": round(cpu() - cpu_before, 1),
                   "tokens_per_second": round(tokens / (mapped - start + packed - counted)), "tokens_per_second_without_loading": round(tokens / (mapped - loaded + packed - counted))}))
 """
 

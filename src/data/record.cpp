@@ -334,11 +334,9 @@ void rename_fields(const ColumnMap& columns, RawRecord& raw) {
     renamed.push_back(*field);
     renamed.back().name = ours;
   }
-  const auto is_mapped = [&columns](const RawField& field) {
-    return std::ranges::any_of(columns,
-                               [&](const auto& pair) { return field.name == pair.first || field.name == pair.second; });
-  };
-  std::erase_if(raw.fields, is_mapped);
+  std::erase_if(raw.fields, [&columns](const RawField& field) {
+    return std::ranges::find(columns, field.name, &ColumnMap::value_type::first) != columns.end();
+  });
   for (RawField& field : renamed) raw.fields.push_back(std::move(field));
 }
 
