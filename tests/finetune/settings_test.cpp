@@ -114,7 +114,7 @@ std::multimap<std::string, Case> cases(const TinyRun& run) {
       {"data.train.epochs", {kMetrics, {"data.train.0.epochs=0.2"}}},
       {"data.train.mask_prompt", {kMetrics, {"data.train.0.mask_prompt=false"}}},
       {"data.train.mask_prompt",
-       {kWarned, {"data.train.0.mask_prompt=false", "data.train.0.format=text", "data.train.0.template=auto"}}},
+       {kWarned, {"data.train.0={path: " + file("texts.jsonl") + ", format: text, mask_prompt: false}"}}},
       {"data.train.loss_turns", {kWarned, {"data.train.0.loss_turns=last"}}},
       {"data.train.loss_turns",
        {kMetrics,
