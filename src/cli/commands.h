@@ -19,6 +19,7 @@ void register_merge(CLI::App& app, RunCommand& run);
 void register_export(CLI::App& app, RunCommand& run);
 void register_finetune(CLI::App& app, RunCommand& run);
 void register_plan(CLI::App& app, RunCommand& run);
+void register_preview(CLI::App& app, RunCommand& run);
 void register_profile_experts(CLI::App& app, RunCommand& run);
 void register_eval(CLI::App& app, RunCommand& run);
 void register_generate(CLI::App& app, RunCommand& run);

@@ -70,6 +70,7 @@ int run_program(int argc, const char* const* argv) {
     register_export(app, run);
     register_finetune(app, run);
     register_plan(app, run);
+    register_preview(app, run);
     register_profile_experts(app, run);
     register_eval(app, run);
     register_generate(app, run);

@@ -1,10 +1,7 @@
 #pragma once
 
 #include <cstdint>
-#include <filesystem>
-#include <memory>
 #include <optional>
-#include <string>
 #include <vector>
 
 #include "data/record.h"
@@ -23,12 +20,23 @@ struct Example {
       const;  ///< supervised tokens, without a first one: nothing comes before it to predict it from
 };
 
+/// An example as a stream hands it out.
+struct StreamExample : Example {
+  bool prompt_cut = false;           ///< it lost the beginning of its prompt
+  std::size_t source = 0, file = 0;  ///< of the stream, and of that source
+};
+
 /// Tokenizes the pieces of a sample one by one (policy `separate`, method.md 7.3), so that training and generation see
 /// the same prompt ids: template pieces with control tokens parsed, data pieces without; BOS once at the start if the
 /// tokenizer adds it; EOS (the tokenizer's) where a piece ends a turn and the template has no end-of-turn text of its
 /// own. A sample longer than `max_seq_len` loses its end, EOS included; `truncated` says so. Throws InputError (the
 /// reason only) when a piece ends its turn and the tokenizer has no EOS token.
 Example make_example(const Tokenizer& tokenizer, const std::vector<PromptPiece>& pieces, std::int64_t max_seq_len);
+
+/// The same by policy `joined`: the text of all pieces is encoded once, and a stretch that is learnt begins and ends
+/// where the tokens of the text before it do, however these are cut there. nullopt for a sample whose data spells a
+/// control token, which would become one.
+std::optional<Example> make_joined_example(const Tokenizer& tokenizer, const std::vector<PromptPiece>& pieces);
 
 /// The part of a long document that is learnt next: at most `max_seq_len` tokens, of which the first is the last one of
 /// the part before (nothing predicts a part's first token, and so every token of the document is a target once; the
@@ -37,69 +45,28 @@ Example make_example(const Tokenizer& tokenizer, const std::vector<PromptPiece>&
 /// (the reason only) for a token outside the document.
 Example document_part(const Example& document, std::int64_t& next_token, std::int64_t max_seq_len);
 
-/// One file of samples. Documents (RecordFormat::kText) longer than max_seq_len are read in parts, each an example;
-/// samples of other formats lose their end.
-struct SourceConfig {
-  std::filesystem::path path;
-  RecordFormat format = RecordFormat::kAlpaca;
-  ChatFormat chat = {};
+/// What becomes of a sample of more than max_seq_len tokens. Documents are not concerned: they are read in parts.
+enum class LongSamples {
+  kTruncate,        ///< it loses its end, EOS included
+  kTruncatePrompt,  ///< it loses the beginning of what comes before its first answer, behind BOS; an answer that is too
+                    ///< long even so loses its end
+  kDrop,            ///< it is left out
+  kError            ///< InputError
 };
-
-/// Where a stream of examples stands. The order within an epoch is a pure function of (seed, epoch), so this resumes
-/// exactly.
-struct StreamPosition {
-  std::int64_t epoch = 0;
-  std::int64_t next_index = 0;  ///< within the epoch's order, over all sources
-  std::int64_t next_token = 0;  ///< of that record, when parts of its document have been taken
+/// How the tokens of a sample come about (method.md 7.3).
+enum class Tokenization {
+  kSeparate,  ///< piece by piece, so that training and generation see the same prompt ids
+  kJoined     ///< all of its text at once, as the published Alpaca runs and TRL have it
 };
-
-/// The order of an epoch: a permutation of 0 .. size - 1 that depends on its arguments alone, on every machine and with
-/// every standard library.
-std::vector<std::int64_t> epoch_order(std::int64_t size, std::uint64_t seed, std::int64_t epoch);
-
-/// Counts for the run's report. `records` and `bad_records` are of the files, the other counts of the examples asked
-/// for so far, an example of a second epoch again.
-struct StreamCounters {
-  std::int64_t records = 0, bad_records = 0;
-  std::int64_t truncated = 0;                   ///< examples that lost their end
-  std::int64_t split = 0;                       ///< documents that became several examples
-  std::int64_t without_target = 0;              ///< examples left out because no supervised token was left
-  std::vector<std::string> bad_record_reports;  ///< "file:line: reason", the first hundred
-};
-
-struct ExampleStreamOptions {
+struct LengthRule {
+  Tokenization tokenization = Tokenization::kSeparate;
   std::int64_t max_seq_len = 512;
-  std::int64_t max_bad_records = 0;  ///< one more throws InputError naming each
-  std::int64_t limit = 0;            ///< use only the first n records of each source; 0: all
-  bool shuffle = true;               ///< a true permutation per epoch over all sources; else the order of the files
-  std::uint64_t seed = 0;
+  LongSamples long_samples = LongSamples::kTruncate;
+  bool ends_cut_with_eos = false;  ///< EOS takes the place of the last token of an answer that lost its end
 };
-
-/// Examples of several files, epoch after epoch. Construction scans the files once for the places of their records (16
-/// bytes each stay in memory, and 8 for the order) and for broken ones; texts are read and tokenized when asked for,
-/// the next few dozen ahead of time by a second thread.
-class ExampleStream {
- public:
-  /// `tokenizer` must outlive the stream. Throws InputError for a file that is missing or holds no good record, and
-  /// when more records than max_bad_records are broken.
-  ExampleStream(std::vector<SourceConfig> sources, const Tokenizer& tokenizer, ExampleStreamOptions options);
-  ExampleStream(ExampleStream&&) noexcept;
-  ~ExampleStream();
-  std::int64_t size() const;  ///< good records per epoch
-  /// The next example; nullopt at the end of an epoch, after which the next epoch begins.
-  /// Throws InputError for an epoch in which no example at all has a supervised token.
-  std::optional<Example> next();
-  /// What next() will return, without taking it; nullptr at the end of an epoch.
-  const Example* peek();
-  /// Of the example that next() returns.
-  StreamPosition position() const;
-  /// Throws InputError for a position outside the data, which is then not the data of the checkpoint.
-  void seek(StreamPosition position);
-  const StreamCounters& counters() const;
-
- private:
-  struct Impl;
-  std::unique_ptr<Impl> impl_;
-};
+/// The sample as the rule leaves it (piece by piece where make_joined_example gives nothing); nullopt when it drops it.
+/// Throws InputError (the reason only) where the rule says error.
+std::optional<StreamExample> make_example(const Tokenizer& tokenizer, const std::vector<PromptPiece>& pieces,
+                                          const LengthRule& rule);
 
 }  // namespace dagmoe

@@ -4,39 +4,21 @@
 #include <filesystem>
 #include <memory>
 #include <string>
-#include <string_view>
-#include <vector>
+
+#include "data/json_record.h"
 
 namespace dagmoe {
 
-enum class FieldKind { kString, kNumber, kBoolean, kNull, kObject, kArray };
-/// As messages say it: "a string", "an array", "null".
-std::string_view kind_text(FieldKind kind);
-
-/// One field of a record. A string is unescaped; everything else keeps its JSON text, objects and arrays too.
-struct RawField {
-  std::string name, text;
-  FieldKind kind = FieldKind::kString;
-};
-
-/// One record of an instruction file, in the order of the file. `line` is 1-based; for a JSON array it is the line the
-/// record begins in.
-struct RawRecord {
-  std::vector<RawField> fields;
-  std::int64_t line = 0;
-  const RawField* find(std::string_view name) const;  ///< nullptr when there is none
-};
-
-/// A record that could not be read: `reason` knows no place, the caller puts "file:line: " in front. `text` is how the
-/// record begins, at most 200 bytes of it.
+/// A record that could not be read: `reason` knows no place, the caller puts "file:line: " in front. `text` is all of
+/// the record as the file has it; of a broken array its first 200 bytes.
 struct BadRecord {
   std::int64_t line = 0;
   std::string reason, text;
 };
 
-/// Streams a .jsonl file, or a file named .json that is one array of objects, through simdjson: the file is mapped, one
-/// record is parsed at a time, memory grows with the longest record and not with the file. Copes with a UTF-8
-/// byte-order mark, CRLF and blank lines.
+/// Streams a file of one JSON object a line, or one named .json that is one array of objects; behind .gz and .zst the
+/// same, unpacked on the way. One record is in memory at a time, however long the file is. Copes with a UTF-8
+/// byte-order mark, CRLF, blank lines and lines of any length.
 class RecordReader {
  public:
   /// Throws InputError when the file is missing, or a .json file is no array.
@@ -47,10 +29,13 @@ class RecordReader {
   bool next(RawRecord& record, std::unique_ptr<BadRecord>& bad);
   /// Back to the first record.
   void rewind();
-  /// Where the next record is looked for, and a way back there: offset() and line() as they were before a next().
+  /// Where the next record is looked for, and a way back there: offset() and line() as they were before a next(). In a
+  /// compressed file the way back begins at its first byte.
   std::uint64_t offset() const;
   std::int64_t line() const;
   void seek(std::uint64_t offset, std::int64_t line);
+  /// The text of the record that next() read last, good or bad. Valid until the next call.
+  std::string_view text() const;
 
  private:
   struct Impl;

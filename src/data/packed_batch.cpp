@@ -60,28 +60,59 @@ std::vector<std::vector<std::int64_t>> even_bins(std::span<const std::int64_t> l
   return bins;
 }
 
+std::int64_t size_of(const Example& example) { return static_cast<std::int64_t>(example.tokens.size()); }
+
+// The next example if it fits, else the longest of those ahead that does; -1 when none does.
+std::int64_t best_fit(ExampleStream& stream, std::int64_t room, std::int64_t lookahead) {
+  std::int64_t best = -1, best_size = 0;
+  for (std::int64_t ahead = 0; ahead < std::max<std::int64_t>(lookahead, 1); ++ahead) {
+    const StreamExample* example = stream.peek(ahead);
+    if (example == nullptr) break;
+    const std::int64_t size = size_of(*example);
+    if (size > room || size <= best_size) continue;
+    best = ahead;
+    best_size = size;
+    if (ahead == 0 || size == room) break;
+  }
+  return best;
+}
+
+// The examples of one step; how they are split into micro batches has no say in it.
+std::vector<StreamExample> take_step(ExampleStream& stream, const StepBatchConfig& config) {
+  std::vector<StreamExample> examples;
+  if (config.step_sequences > 0) {
+    while (std::ssize(examples) < config.step_sequences && stream.peek() != nullptr) examples.push_back(stream.take(0));
+    return examples;
+  }
+  if (stream.peek() == nullptr) return examples;
+  examples.push_back(stream.take(0));
+  std::int64_t room = config.step_tokens - size_of(examples.back());
+  for (std::int64_t ahead = best_fit(stream, room, config.lookahead); ahead >= 0;
+       ahead = best_fit(stream, room, config.lookahead)) {
+    examples.push_back(stream.take(ahead));
+    room -= size_of(examples.back());
+  }
+  return examples;
+}
+
 }  // namespace
 
 std::optional<StepBatch> next_step_batch(ExampleStream& stream, const StepBatchConfig& config) {
-  StepBatch step;
-  std::vector<Example> examples;
-  const auto has_room = [&](const Example& example) {
-    if (examples.empty()) return true;
-    if (config.step_sequences > 0) return step.num_examples < config.step_sequences;
-    return step.num_tokens + static_cast<std::int64_t>(example.tokens.size()) <= config.step_tokens;
-  };
-  for (const Example* ahead = stream.peek(); ahead != nullptr && has_room(*ahead); ahead = stream.peek()) {
-    examples.push_back(*stream.next());
-    step.num_examples += 1;
-    step.num_tokens += static_cast<std::int64_t>(examples.back().tokens.size());
-  }
+  const std::vector<StreamExample> examples = take_step(stream, config);
   if (examples.empty()) {
     stream.next();  // the end of the epoch, so that the next one begins
     return std::nullopt;
   }
-
+  StepBatch step;
+  step.num_examples = std::ssize(examples);
+  step.sources.resize(static_cast<std::size_t>(stream.num_sources()));
   std::vector<std::int64_t> lengths;
-  for (const Example& example : examples) lengths.push_back(static_cast<std::int64_t>(example.tokens.size()));
+  for (const StreamExample& example : examples) {
+    lengths.push_back(size_of(example));
+    step.num_tokens += lengths.back();
+    SourceCounts& source = step.sources[example.source];
+    source.samples += 1, source.tokens += lengths.back(), source.supervised_tokens += example.num_targets();
+  }
   for (const auto& bin : even_bins(lengths, config.micro_batch_tokens, config.num_takers)) {
     PackedBatch& batch = step.micro_batches.emplace_back();
     for (const std::int64_t index : bin) append_example(batch, examples[static_cast<std::size_t>(index)]);

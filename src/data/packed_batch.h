@@ -5,7 +5,7 @@
 #include <span>
 #include <vector>
 
-#include "data/example.h"
+#include "data/example_stream.h"
 
 namespace dagmoe {
 
@@ -33,21 +33,30 @@ void append_example(PackedBatch& batch, const Example& example);
 std::vector<std::vector<std::int64_t>> first_fit_decreasing(std::span<const std::int64_t> lengths,
                                                             std::int64_t capacity);
 
-/// The micro batches of one optimizer step: as many examples, in stream order, as `step_tokens` tokens hold (at least
-/// one), or `step_sequences` examples when that is not 0; then distributed over micro batches of at most
-/// `micro_batch_tokens` each by first-fit decreasing, so that few are needed. Every example is used exactly once; a
-/// step never mixes epochs.
+/// The micro batches of one optimizer step: whole examples in the order of the stream, until `step_tokens` are full, or
+/// `step_sequences` examples when that is not 0. Every example is used exactly once; a step never mixes epochs.
+/// - By tokens, where the next example does not fit any more, the longest that does among the next `lookahead` ones is
+///   taken before its turn, and again, until none fits. A step begins with the next one, so that none waits for ever.
+/// - Which examples a step has does not depend on `micro_batch_tokens` or `num_takers`: they are distributed over micro
+///   batches afterwards, by first-fit decreasing.
+///   An example longer than that is alone in one.
 struct StepBatchConfig {
   std::int64_t step_tokens = 4096;
   std::int64_t step_sequences = 0;
   std::int64_t micro_batch_tokens = 4096;
+  std::int64_t lookahead = 1;  ///< 1: strictly in order
   /// So many processes take turns at the micro batches: their number is made a multiple of it where there are examples
   /// enough, by making them smaller and about equal.
   std::int64_t num_takers = 1;
 };
+/// What a step takes from one source of the stream.
+struct SourceCounts {
+  std::int64_t samples = 0, tokens = 0, supervised_tokens = 0;
+};
 struct StepBatch {
   std::vector<PackedBatch> micro_batches;
   std::int64_t num_targets = 0, num_tokens = 0, num_examples = 0;
+  std::vector<SourceCounts> sources;  ///< by source of the stream
 };
 /// nullopt at the end of an epoch. A step may be smaller there. An example longer than micro_batch_tokens gets its own
 /// batch.

@@ -37,6 +37,11 @@ constexpr std::array kForms = {
     FormInfo{PromptTemplate::kQwen, "qwen", "You are a helpful assistant.", "", ""},
     FormInfo{PromptTemplate::kQwen25, "qwen2.5", "You are Qwen, created by Alibaba Cloud. You are a helpful assistant.",
              "", ""},
+    FormInfo{PromptTemplate::kEsft, "esft", "", "", ""},
+    FormInfo{PromptTemplate::kLlamaFactoryAlpaca, "llamafactory_alpaca", "", "", ""},
+    FormInfo{PromptTemplate::kMammoth, "mammoth", "", "", ""},
+    FormInfo{PromptTemplate::kOrca, "orca", "", "", ""},
+    FormInfo{PromptTemplate::kPlain, "plain", "", "", ""},
     FormInfo{PromptTemplate::kQwen3, "qwen3", "", "", ""},
 };
 

@@ -11,6 +11,7 @@ namespace dagmoe {
 /// One turn of a conversation; role is system, user or assistant.
 struct Message {
   std::string role, content;
+  bool is_learnt = true;  ///< an assistant's text; false takes it out of the loss
 };
 
 /// A sample before tokenization. Text that the template wrote may hold control tokens; text of the user's data never is
@@ -25,22 +26,27 @@ struct PromptPiece {
 /// Named prompt forms, compiled in byte for byte as their authors publish them (method.md 7.2). There is no free
 /// template string. What a form is of, where its name does not say it:
 enum class PromptTemplate {
-  kAlpaca,        ///< Stanford's
-  kAlpacaLora,    ///< the same with a line feed behind "### Response:"
-  kChatMl,        ///< also SmolLM2-Instruct, whose default system turn is the checkpoint's
-  kDeepSeek,      ///< DeepSeek-V2-Chat
-  kLlama2,        ///< Llama-2-Chat
-  kLlama3,        ///< Meta-Llama-3-Instruct; 3.1 and later print dates and are not known
-  kMistral,       ///< Mistral-7B-Instruct-v0.2 and Mixtral-8x7B-Instruct as published now
-  kMistralNemo,   ///< Mistral-Nemo-Instruct-2407
-  kMistralPlain,  ///< as published first: without a system turn and without the space before an answer
-  kMistralV01,    ///< Mistral-7B-Instruct-v0.1: the same with a space behind each EOS
-  kMistralV3,     ///< Mistral-7B-Instruct-v0.3, Mistral-Large-Instruct-2407
-  kOlmo,          ///< OLMo-7B-Instruct, Tulu; begins with EOS, BOS or nothing
-  kOlmo2,         ///< OLMo-2-Instruct, Tulu 3
-  kQwen,          ///< Qwen1.5, Qwen2: ChatML with "You are a helpful assistant."
-  kQwen25,        ///< the same with the default system turn of Qwen2.5
-  kQwen3          ///< no default; the last answer gets a block of thoughts, empty when it has none
+  kAlpaca,              ///< Stanford's
+  kAlpacaLora,          ///< the same with a line feed behind "### Response:"
+  kChatMl,              ///< also SmolLM2-Instruct, whose default system turn is the checkpoint's
+  kDeepSeek,            ///< DeepSeek-V2-Chat
+  kEsft,                ///< ESFT's training form: "User: ...", blank line, "Assistant:" and EOS behind each answer
+  kLlama2,              ///< Llama-2-Chat
+  kLlama3,              ///< Meta-Llama-3-Instruct; 3.1 and later print dates and are not known
+  kLlamaFactoryAlpaca,  ///< LLaMA-Factory's "alpaca", which is not Stanford's
+  kMammoth,             ///< MAmmoTH: Stanford's form without an input, whatever the record has
+  kMistral,             ///< Mistral-7B-Instruct-v0.2 and Mixtral-8x7B-Instruct as published now
+  kMistralNemo,         ///< Mistral-Nemo-Instruct-2407
+  kMistralPlain,        ///< as published first: without a system turn and without the space before an answer
+  kMistralV01,          ///< Mistral-7B-Instruct-v0.1: the same with a space behind each EOS
+  kMistralV3,           ///< Mistral-7B-Instruct-v0.3, Mistral-Large-Instruct-2407
+  kOlmo,                ///< OLMo-7B-Instruct, Tulu; begins with EOS, BOS or nothing
+  kOlmo2,               ///< OLMo-2-Instruct, Tulu 3
+  kOrca,                ///< "### System:", "### User:", "### Response:"; a community form, no author's
+  kPlain,               ///< the prompt as it stands and the answer behind it, as TRL reads prompt and completion
+  kQwen,                ///< Qwen1.5, Qwen2: ChatML with "You are a helpful assistant."
+  kQwen25,              ///< the same with the default system turn of Qwen2.5
+  kQwen3                ///< no default; the last answer gets a block of thoughts, empty when it has none
 };
 /// Throws nothing; nullopt for an unknown name. `prompt_template_names` lists what is known, for hints.
 std::optional<PromptTemplate> prompt_template_named(std::string_view name);

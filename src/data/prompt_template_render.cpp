@@ -46,11 +46,11 @@ void check_alternation(const ChatFormat& format, const Messages& messages) {
   }
 }
 
-void append_chatml_turn(PieceList& pieces, std::string_view role, const std::string& content) {
+void append_chatml_turn(PieceList& pieces, std::string_view role, const std::string& content, bool is_learnt = true) {
   const bool is_answer = role == "assistant";
   pieces.fixed(str("<|im_start|>", role, "\n"));
-  pieces.data(content, is_answer);
-  pieces.fixed(is_answer ? "<|im_end|>" : "<|im_end|>\n", is_answer);
+  pieces.data(content, is_answer && is_learnt);
+  pieces.fixed(is_answer ? "<|im_end|>" : "<|im_end|>\n", is_answer && is_learnt);
   if (is_answer) pieces.fixed("\n");
 }
 
@@ -59,7 +59,7 @@ std::vector<PromptPiece> render_chatml(const ChatFormat& format, const Messages&
   // The default is part of the template, but plain text all the same.
   if (!has_system(messages) && !format.default_system.empty())
     append_chatml_turn(pieces, "system", format.default_system);
-  for (const Message& message : messages) append_chatml_turn(pieces, message.role, message.content);
+  for (const Message& message : messages) append_chatml_turn(pieces, message.role, message.content, message.is_learnt);
   if (add_generation_prompt) pieces.fixed("<|im_start|>assistant\n");
   return pieces.take();
 }
@@ -105,14 +105,14 @@ std::vector<PromptPiece> render_qwen3(const Messages& messages, bool add_generat
     const ThoughtfulAnswer answer = split_thoughts(message.content);
     pieces.fixed("<|im_start|>assistant\n");
     if (i > last_question && (i + 1 == messages.size() || !answer.thoughts.empty())) {
-      pieces.fixed("<think>\n", /*is_supervised=*/true);
-      pieces.data(std::string(strip_left(strip_right(answer.thoughts, '\n'), '\n')), /*is_supervised=*/true);
-      pieces.fixed("\n</think>\n\n", /*is_supervised=*/true);
-      pieces.data(std::string(strip_left(answer.content, '\n')), /*is_supervised=*/true);
+      pieces.fixed("<think>\n", message.is_learnt);
+      pieces.data(std::string(strip_left(strip_right(answer.thoughts, '\n'), '\n')), message.is_learnt);
+      pieces.fixed("\n</think>\n\n", message.is_learnt);
+      pieces.data(std::string(strip_left(answer.content, '\n')), message.is_learnt);
     } else {
-      pieces.data(answer.content, /*is_supervised=*/true);
+      pieces.data(answer.content, message.is_learnt);
     }
-    pieces.fixed("<|im_end|>", /*is_supervised=*/true);
+    pieces.fixed("<|im_end|>", message.is_learnt);
     pieces.fixed("\n");
   }
   if (add_generation_prompt) pieces.fixed("<|im_start|>assistant\n");
@@ -133,8 +133,8 @@ std::vector<PromptPiece> render_llama2(const ChatFormat& format, const Messages&
       pieces.data(std::move(content));
       pieces.fixed(" [/INST]");
     } else {
-      pieces.data(content + " ", /*is_supervised=*/true);
-      pieces.fixed(format.eos, /*is_supervised=*/true);
+      pieces.data(content + " ", messages[i].is_learnt);
+      pieces.fixed(format.eos, messages[i].is_learnt);
     }
   }
   return pieces.take();
@@ -177,8 +177,9 @@ std::vector<PromptPiece> render_mistral(const ChatFormat& format, const Messages
       fixed(style.close);
     } else {
       const std::string& content = messages[i].content;
-      pieces.data(str(style.answer_lead, style.trims_answer ? strip_white_space(content) : content), true);
-      pieces.fixed(format.eos, /*is_supervised=*/true);
+      pieces.data(str(style.answer_lead, style.trims_answer ? strip_white_space(content) : content),
+                  messages[i].is_learnt);
+      pieces.fixed(format.eos, messages[i].is_learnt);
       start = style.after_eos;
     }
   }
@@ -192,8 +193,8 @@ std::vector<PromptPiece> render_llama3(const ChatFormat& format, const Messages&
   for (const Message& message : messages) {
     const bool is_answer = message.role == "assistant";
     pieces.fixed((&message == &messages.front() ? format.bos : "") + header(message.role));
-    pieces.data(std::string(strip_white_space(message.content)), is_answer);
-    pieces.fixed("<|eot_id|>", is_answer);
+    pieces.data(std::string(strip_white_space(message.content)), is_answer && message.is_learnt);
+    pieces.fixed("<|eot_id|>", is_answer && message.is_learnt);
   }
   if (add_generation_prompt) pieces.fixed(header("assistant"));
   return pieces.take();
@@ -206,8 +207,8 @@ std::vector<PromptPiece> render_deepseek(const ChatFormat& format, const Message
   for (const Message& message : messages) {
     if (message.role == "assistant") {
       pieces.fixed("Assistant:");
-      pieces.data(" " + message.content, /*is_supervised=*/true);
-      pieces.fixed(format.eos, /*is_supervised=*/true);
+      pieces.data(" " + message.content, message.is_learnt);
+      pieces.fixed(format.eos, message.is_learnt);
       continue;
     }
     if (message.role == "user") pieces.fixed("User:");
@@ -226,23 +227,87 @@ std::vector<PromptPiece> render_olmo(const ChatFormat& format, const Messages& m
     const bool is_answer = message.role == "assistant", is_last = i + 1 == messages.size();
     if (message.role == "system" && !format.knows_system) refuse_system(format);
     pieces.fixed(str("<|", message.role, "|>\n"));
-    pieces.data(message.content, is_answer);
-    if (is_answer) pieces.fixed(format.eos, /*is_supervised=*/true);
+    pieces.data(message.content, is_answer && message.is_learnt);
+    if (is_answer) pieces.fixed(format.eos, message.is_learnt);
     if (!is_answer || !is_last || format.form == PromptTemplate::kOlmo) pieces.fixed("\n");
   }
   if (add_generation_prompt) pieces.fixed("<|assistant|>\n");
   return pieces.take();
 }
 
-std::vector<PromptPiece> render_alpaca(const ChatFormat& format, const Messages& messages) {
-  if (has_system(messages)) refuse_system(format);
+/// The one question and the answer, if there is one, of a form that has room for no more.
+struct Exchange {
+  std::string system, question;
+  std::optional<std::string> answer;
+};
+Exchange single_exchange(const ChatFormat& format, const Messages& messages, bool knows_system) {
+  if (has_system(messages) && !knows_system) refuse_system(format);
   check_alternation(format, messages);
-  if (messages.size() > 2) {
+  const std::size_t first = has_system(messages) ? 1 : 0;
+  if (messages.size() > first + 2 || messages.size() == first) {
     throw InputError(str("chat template '", name_of(format.form), "' has room for one question and one answer, found ",
                          messages.size(), " messages; name another template, such as chatml"));
   }
-  std::vector<PromptPiece> pieces = {{.text = alpaca_prompt(messages[0].content, "", format.form)}};
-  if (messages.size() == 2) pieces.push_back({.text = messages[1].content, .is_supervised = true, .ends_turn = true});
+  return {.system = first == 1 ? messages[0].content : "",
+          .question = messages[first].content,
+          .answer = messages.size() > first + 1 ? std::optional(messages[first + 1].content) : std::nullopt};
+}
+
+/// A prompt of one piece, as generation encodes it, and the answer.
+std::vector<PromptPiece> prompt_and_answer(std::string prompt, std::optional<std::string> answer) {
+  std::vector<PromptPiece> pieces = {{.text = std::move(prompt)}};
+  if (answer) pieces.push_back({.text = std::move(*answer), .is_supervised = true, .ends_turn = true});
+  return pieces;
+}
+
+std::vector<PromptPiece> render_alpaca(const ChatFormat& format, const Messages& messages) {
+  Exchange exchange = single_exchange(format, messages, /*knows_system=*/false);
+  return prompt_and_answer(alpaca_prompt(exchange.question, "", format.form), std::move(exchange.answer));
+}
+
+std::vector<PromptPiece> render_orca(const ChatFormat& format, const Messages& messages) {
+  Exchange exchange = single_exchange(format, messages, /*knows_system=*/true);
+  const std::string system = exchange.system.empty() ? "" : str("### System:\n", exchange.system, "\n\n");
+  return prompt_and_answer(str(system, "### User:\n", exchange.question, "\n\n### Response:\n"),
+                           std::move(exchange.answer));
+}
+
+std::vector<PromptPiece> render_plain(const ChatFormat& format, const Messages& messages) {
+  Exchange exchange = single_exchange(format, messages, /*knows_system=*/false);
+  return prompt_and_answer(std::move(exchange.question), std::move(exchange.answer));
+}
+
+std::vector<PromptPiece> render_llama_factory(const ChatFormat& format, const Messages& messages) {
+  check_alternation(format, messages);
+  const std::size_t first = has_system(messages) ? 1 : 0;
+  std::vector<PromptPiece> pieces = {{.text = first == 1 ? messages[0].content
+                                                         : "Below is an instruction that describes a task. Write a "
+                                                           "response that appropriately completes the request.\n\n"}};
+  for (std::size_t i = first; i < messages.size(); ++i) {
+    const Message& message = messages[i];
+    if (message.role == "user") {
+      pieces.push_back({.text = str("### Instruction:\n", message.content, "\n\n### Response:\n")});
+    } else {
+      pieces.push_back({.text = message.content, .is_supervised = message.is_learnt, .ends_turn = true});
+      pieces.push_back({.text = "\n\n", .is_supervised = message.is_learnt});
+    }
+  }
+  return pieces;
+}
+
+std::vector<PromptPiece> render_esft(const ChatFormat& format, const Messages& messages) {
+  if (has_system(messages)) refuse_system(format);
+  check_alternation(format, messages);
+  std::vector<PromptPiece> pieces;
+  for (const Message& message : messages) {
+    if (message.role == "user") {
+      pieces.push_back({.text = str("User: ", strip_white_space(message.content), "\n\nAssistant:")});
+    } else {
+      pieces.push_back({.text = str(" ", strip_white_space(message.content)),
+                        .is_supervised = message.is_learnt,
+                        .ends_turn = true});
+    }
+  }
   return pieces;
 }
 
@@ -254,7 +319,16 @@ std::vector<PromptPiece> render_chat(const ChatFormat& format, const std::vector
   switch (format.form) {
     case PromptTemplate::kAlpaca:
     case PromptTemplate::kAlpacaLora:
+    case PromptTemplate::kMammoth:
       return render_alpaca(format, messages);
+    case PromptTemplate::kOrca:
+      return render_orca(format, messages);
+    case PromptTemplate::kPlain:
+      return render_plain(format, messages);
+    case PromptTemplate::kLlamaFactoryAlpaca:
+      return render_llama_factory(format, messages);
+    case PromptTemplate::kEsft:
+      return render_esft(format, messages);
     case PromptTemplate::kChatMl:
     case PromptTemplate::kQwen:
     case PromptTemplate::kQwen25:

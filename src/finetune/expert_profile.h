@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "base/json.h"
-#include "data/example.h"
+#include "data/example_stream.h"
 #include "model/decoder.h"
 #include "peft/esft.h"
 

@@ -6,6 +6,8 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "base/yaml.h"
+#include "data/byte_stream.h"
+#include "data/data_files.h"
 #include "peft/trainable.h"
 
 namespace dagmoe {
@@ -59,14 +61,46 @@ void bind(Fields& fields, Recipe::Model& config) {
   fields.section("dag", config.dag);
 }
 
+// Of every format: which of them the source's reads is for check_columns to say.
+template <class Fields>
+void bind(Fields& fields, DataColumns& config) {
+  std::vector<std::string> known;
+  for (const auto& format : record_format_names()) {
+    for (const auto& name : field_names(*record_format_named(format))) {
+      if (std::ranges::find(known, name) == known.end()) known.push_back(name);
+    }
+  }
+  for (const auto& name : known) {
+    const auto found = std::ranges::find(config.names, name, &ColumnMap::value_type::first);
+    std::optional<std::string> theirs = found == config.names.end() ? std::nullopt : std::optional(found->second);
+    fields.template optional<std::string>(name, theirs);
+    if (theirs && found == config.names.end()) config.names.emplace_back(name, *theirs);
+  }
+}
+
+template <class Fields>
+void check_columns(Fields& fields, const DataRecipe& config) {
+  if (!config.columns) return;
+  const std::vector<std::string>& known = field_names(config.format);
+  for (const auto& [ours, theirs] : config.columns->names) {
+    if (std::ranges::find(known, ours) == known.end())
+      fields.issue("columns", str(ours, ": is no field of this format, which reads ", join(known, ", ")));
+  }
+}
+
 template <class Fields>
 void bind(Fields& fields, DataRecipe& config) {
   fields.required("path", config.path);
   fields.choice("format", config.format,
                 {{"alpaca", RecordFormat::kAlpaca},
                  {"metamath", RecordFormat::kMetaMath},
+                 {"mathinstruct", RecordFormat::kMathInstruct},
+                 {"openorca", RecordFormat::kOpenOrca},
+                 {"dolly", RecordFormat::kDolly},
+                 {"gsm8k", RecordFormat::kGsm8k},
                  {"messages", RecordFormat::kMessages},
                  {"sharegpt", RecordFormat::kShareGpt},
+                 {"slimorca", RecordFormat::kShareGpt},
                  {"prompt_completion", RecordFormat::kPromptCompletion},
                  {"text", RecordFormat::kText}});
   fields.optional("template", config.prompt_template);
@@ -78,8 +112,13 @@ void bind(Fields& fields, DataRecipe& config) {
     fields.issue("template", str("found '", config.prompt_template, "', expected a prompt template",
                                  did_you_mean(config.prompt_template, known)));
   }
-  fields.optional("weight", config.weight, {.min = 0.0});
-  if (config.weight != 1.0) fields.issue("weight", "only 1.0 is supported; mixing by weight is not built yet");
+  fields.template optional<double>("weight", config.weight, {.min = 1e-6, .max = 1e6});
+  fields.template optional<double>("epochs", config.epochs, {.min = 1e-6, .max = 1e6});
+  if (config.weight && config.epochs) fields.issue("epochs", "contradicts weight; give one of the two");
+  fields.optional("mask_prompt", config.mask_prompt);
+  fields.choice("loss_turns", config.loss_turns, {{"all", LossTurns::kAll}, {"last", LossTurns::kLast}});
+  fields.section("columns", config.columns);
+  check_columns(fields, config);
 }
 
 template <class Fields>
@@ -174,6 +213,23 @@ void bind(Fields& fields, LoraRecipe& config) {
   check_kind(fields, config);
 }
 
+// Weights say what share of an epoch a source has, epochs how long it makes it: one list can have only one of them.
+template <class Fields>
+void check_mixture(Fields& fields, const Recipe::Data& config) {
+  const auto has = [](const auto& member) {
+    return [member](const DataRecipe& source) { return (source.*member).has_value(); };
+  };
+  if (std::ranges::any_of(config.train, has(&DataRecipe::weight)) &&
+      std::ranges::any_of(config.train, has(&DataRecipe::epochs)))
+    fields.issue("train", "some sources have a weight and some have epochs; give all of them one of the two");
+  for (std::size_t i = 0; i < config.valid.size(); ++i) {
+    for (const auto& [key, member] : {std::pair{"weight", &DataRecipe::weight}, {"epochs", &DataRecipe::epochs}}) {
+      if (config.valid[i].*member && config.valid[i].*member != 1.0)
+        fields.issue(str("valid.", i, ".", key), "every record validates once; leave it out");
+    }
+  }
+}
+
 template <class Fields>
 void bind(Fields& fields, Recipe::Data& config) {
   fields.section("train", config.train);
@@ -183,6 +239,22 @@ void bind(Fields& fields, Recipe::Data& config) {
   fields.optional("shuffle", config.shuffle);
   fields.optional("max_bad_records", config.max_bad_records, {.min = 0, .max = kMaxCount});
   fields.optional("limit", config.limit, {.min = 0, .max = kMaxCount});
+  fields.optional("valid_fraction", config.valid_fraction, {.min = 0.0, .max = 0.99});
+  if (config.valid_fraction > 0 && !config.valid.empty())
+    fields.issue("valid_fraction", "contradicts data.valid; give one of the two");
+  fields.optional("deduplicate", config.deduplicate);
+  fields.optional("packing_lookahead", config.packing_lookahead, {.min = 1, .max = 65536});
+  fields.choice("tokenization", config.tokenization,
+                {{"separate", Tokenization::kSeparate}, {"joined", Tokenization::kJoined}});
+  fields.choice("long_samples", config.long_samples,
+                {{"truncate", LongSamples::kTruncate},
+                 {"truncate_prompt", LongSamples::kTruncatePrompt},
+                 {"drop", LongSamples::kDrop},
+                 {"error", LongSamples::kError}});
+  fields.optional("ends_cut_with_eos", config.ends_cut_with_eos);
+  fields.optional("shuffle_buffer", config.shuffle_buffer, {.min = 1, .max = kMaxCount});
+  fields.optional("tokenizer_threads", config.tokenizer_threads, {.min = 0, .max = 256});
+  check_mixture(fields, config);
 }
 
 template <class Fields>
@@ -398,7 +470,8 @@ void check_mixture(DeadSettings& dead, const LoraRecipe& lora) {
 
 void check_validation(DeadSettings& dead, const Recipe& recipe) {
   const Recipe::Eval defaults;
-  const bool has_tasks = !recipe.eval.tasks.empty(), has_valid = !recipe.data.valid.empty();
+  const bool has_tasks = !recipe.eval.tasks.empty(),
+             has_valid = !recipe.data.valid.empty() || recipe.data.valid_fraction > 0;
   const bool validates = has_valid && recipe.eval.every_steps > 0;
   const std::string_view no_validation = "without data.valid and eval.every_steps";
   dead.add(recipe.eval.every_steps > 0 && !has_valid && !has_tasks, "eval.every_steps",
@@ -414,6 +487,35 @@ void check_validation(DeadSettings& dead, const Recipe& recipe) {
            "checkpoint.keep_last", "without checkpoint.every_steps");
 }
 
+bool is_compressed_source(const DataRecipe& source) {
+  return std::ranges::any_of(data_files(source.path), is_compressed);
+}
+
+void check_data(DeadSettings& dead, const Recipe::Data& data) {
+  const Recipe::Data defaults;
+  dead.add(
+      data.ends_cut_with_eos && (data.long_samples == LongSamples::kDrop || data.long_samples == LongSamples::kError),
+      "data.ends_cut_with_eos", "because no sample is cut (data.long_samples)");
+  dead.add(data.packing_lookahead != defaults.packing_lookahead && !data.packing, "data.packing_lookahead",
+           "with data.packing false");
+  dead.add(data.shuffle_buffer != defaults.shuffle_buffer &&
+               (!data.shuffle || std::ranges::none_of(data.train, is_compressed_source)),
+           "data.shuffle_buffer", data.shuffle ? "because no file is compressed" : "with data.shuffle false");
+  dead.add(data.train.size() == 1 && data.train[0].weight && *data.train[0].weight != 1.0, "data.train.0.weight",
+           "with one source");
+  for (const auto* sources : {&data.train, &data.valid}) {
+    for (std::size_t i = 0; i < sources->size(); ++i) {
+      const DataRecipe& source = (*sources)[i];
+      const std::string key = str("data.", sources == &data.train ? "train." : "valid.", i);
+      const bool has_turns = source.format == RecordFormat::kMessages || source.format == RecordFormat::kShareGpt;
+      dead.add(source.loss_turns != LossTurns::kAll && !has_turns, key + ".loss_turns",
+               "with a format of one answer a record");
+      dead.add(!source.mask_prompt && source.format == RecordFormat::kText, key + ".mask_prompt",
+               "with format text, which has no prompt");
+    }
+  }
+}
+
 }  // namespace
 
 std::vector<std::string> settings_without_effect(const Recipe& recipe, const ModelConfig& model,
@@ -425,6 +527,7 @@ std::vector<std::string> settings_without_effect(const Recipe& recipe, const Mod
   check_router(dead, recipe, model, router_gets_gradient);
   check_validation(dead, recipe);
   if (recipe.lora) check_mixture(dead, *recipe.lora);
+  check_data(dead, recipe.data);
   dead.add(!recipe.data.packing && recipe.batch.micro_batch_tokens != defaults.batch.micro_batch_tokens,
            "batch.micro_batch_tokens", "with data.packing false: every sample is a micro batch of its own");
   const bool draws = recipe.data.shuffle || recipe.neftune_alpha > 0 || (recipe.model.dag && model.dag) || recipe.lora;

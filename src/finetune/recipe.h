@@ -9,7 +9,7 @@
 #include <string_view>
 #include <vector>
 
-#include "data/example.h"
+#include "data/example_stream.h"
 #include "finetune/train_config.h"
 #include "model/config.h"
 #include "peft/adapter_spec.h"
@@ -19,12 +19,23 @@ namespace dagmoe {
 enum class ComputeType { kFloat32, kBFloat16 };
 enum class Device { kAuto, kCpu, kCuda };
 
+/// Which answers of a conversation are learnt.
+enum class LossTurns { kAll, kLast };
+
+/// The file's own names of the fields that a format reads.
+struct DataColumns {
+  ColumnMap names;
+};
+
 /// Template "auto" takes the model's own chat template.
 struct DataRecipe {
   std::string path;
   RecordFormat format = RecordFormat::kAlpaca;
   std::string prompt_template = "auto";
-  double weight = 1.0;
+  std::optional<double> weight, epochs;  ///< see SourceShare
+  bool mask_prompt = true;
+  LossTurns loss_turns = LossTurns::kAll;
+  std::optional<DataColumns> columns;
 };
 
 /// One item of `trainable`: a group, "full", "esft" or a glob (a leading '!' freezes), in all layers or some, with its
@@ -94,8 +105,14 @@ struct Recipe {
   SaveAs save_as = SaveAs::kAuto;  ///< auto: an adapter with `lora`, else a model
   struct Data {
     std::vector<DataRecipe> train, valid;
+    double valid_fraction = 0.0;  ///< of the records of `train`, by their content
     std::int64_t max_seq_len = 512, max_bad_records = 0, limit = 0;
-    bool packing = true, shuffle = true;
+    bool packing = true, shuffle = true, deduplicate = false;
+    std::int64_t packing_lookahead = 64;  ///< examples among which the one that fits best is looked for
+    Tokenization tokenization = Tokenization::kSeparate;
+    LongSamples long_samples = LongSamples::kTruncate;
+    bool ends_cut_with_eos = false;
+    std::int64_t shuffle_buffer = 10000, tokenizer_threads = 0;  ///< see ExampleStreamOptions
   } data;
   struct Batch {
     std::optional<std::int64_t> tokens, sequences;

@@ -326,13 +326,24 @@ class Run {
 
 }  // namespace
 
+namespace {
+
+// Going on does not depend on how far a run had come: what the beginning counted is in its checkpoints.
+std::optional<std::int64_t> planned_steps(const Recipe& recipe, const RunOptions& options) {
+  if (!options.resume || !RunFolder::is_of(recipe)) return std::nullopt;
+  const auto checkpoint = newest_checkpoint(recipe.output_dir);
+  return checkpoint ? std::optional(Trainer::planned_steps(checkpoint->path)) : std::nullopt;
+}
+
+}  // namespace
+
 RunResult run_finetune(const Recipe& recipe, const RunOptions& options) {
   // Policy before weights: it decides which of them stay in their file.
   const RunSetup setup = prepare_run(recipe);
   for (const auto& line : setup.warnings) log_warning(line);
   log_info(group_table(group_rows(setup)));
-  RunData data = open_data(recipe);
   const Ranks& ranks = ranks_of(options);
+  RunData data = open_data(recipe, ranks.is_first() ? recipe.output_dir : "", planned_steps(recipe, options));
   if (!ranks.is_first()) {
     follow(recipe, options, setup, data);
     return {};

@@ -14,6 +14,7 @@
 #include "base/log.h"
 #include "base/mapped_file.h"
 #include "base/text.h"
+#include "data/data_files.h"
 #include "kernels/dispatch.h"
 
 namespace dagmoe {
@@ -27,7 +28,12 @@ constexpr const char* kExperts = "experts.jsonl";
 Json data_hashes(const Recipe& recipe) {
   Json data = Json::object();
   for (const auto* sources : {&recipe.data.train, &recipe.data.valid}) {
-    for (const DataRecipe& source : *sources) data[source.path] = sha256_hex(MappedFile::open(source.path)->text());
+    for (const DataRecipe& source : *sources) {
+      for (const fs::path& path : data_files(source.path)) {
+        const auto file = MappedFile::open(path);
+        data[path.string()] = sha256_hex(file->text());
+      }
+    }
   }
   // What trains is part of what a run begins with.
   if (recipe.esft) data[recipe.esft->experts] = sha256_hex(MappedFile::open(recipe.esft->experts)->text());
@@ -63,6 +69,13 @@ Json step_json(const StepMetrics& metrics, double gemm_share) {
                {"peak_rss_bytes", metrics.peak_rss_bytes}};
   if (metrics.label_smoothing_loss != 0) line["label_smoothing_loss"] = metrics.label_smoothing_loss;
   if (metrics.adapter_balance_loss) line["adapter_balance_loss"] = *metrics.adapter_balance_loss;
+  for (const StepSource& source : metrics.sources) {
+    if (metrics.sources.size() == 1) break;  // says nothing that the line does not
+    line["sources"].push_back({{"path", source.path},
+                               {"samples", source.counts.samples},
+                               {"tokens", source.counts.tokens},
+                               {"supervised_tokens", source.counts.supervised_tokens}});
+  }
   if (gemm_share > 0) line["gemm_share"] = gemm_share;
   if (!metrics.expert_counts.counts_LE.empty()) {
     line["expert_load_max_over_mean"] = metrics.experts.max_over_mean;
@@ -172,6 +185,11 @@ RunFolder RunFolder::reopen(const Recipe& recipe, std::int64_t resume_step) {
   rewrite_lines(folder / kMetrics, lines);
   rewrite_lines(folder / kExperts, lines_until(folder / kExperts, resume_step));
   return RunFolder(folder, std::move(lines), TensorBoardWriter::reopen(folder, resume_step));
+}
+
+bool RunFolder::is_of(const Recipe& recipe) {
+  const fs::path file = fs::path(recipe.output_dir) / "recipe.yaml";
+  return fs::exists(file) && recipe_settings(MappedFile::open(file)->text()) == recipe_settings(to_yaml(recipe));
 }
 
 void RunFolder::write_line(const Json& line) {

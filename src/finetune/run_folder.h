@@ -23,6 +23,8 @@ class RunFolder {
   /// A resumed run: lines and events after `resume_step`, which the next steps write again, are dropped. Warns of every
   /// setting that differs from the recipe of the folder; throws InputError when a data file is not what it was.
   static RunFolder reopen(const Recipe& recipe, std::int64_t resume_step);
+  /// Whether recipe.output_dir holds a run of this very recipe.
+  static bool is_of(const Recipe& recipe);
 
   const std::filesystem::path& path() const noexcept { return folder_; }
   std::filesystem::path final_path() const { return folder_ / "final"; }

@@ -1,12 +1,15 @@
 #include "finetune/run_setup.h"
 
 #include <algorithm>
+#include <cstdlib>
+#include <filesystem>
 #include <functional>
 #include <map>
 #include <numeric>
 
 #include "base/error.h"
 #include "base/text.h"
+#include "data/data_files.h"
 #include "peft/esft.h"
 
 namespace dagmoe {
@@ -262,7 +265,8 @@ Decoder load_run_model(const Recipe& recipe, const RunSetup& setup) {
 StepBatchConfig batch_config(const Recipe& recipe) {
   return {.step_tokens = recipe.batch.tokens.value_or(0),
           .step_sequences = recipe.batch.sequences.value_or(0),
-          .micro_batch_tokens = recipe.data.packing ? recipe.batch.micro_batch_tokens : 1};
+          .micro_batch_tokens = recipe.data.packing ? recipe.batch.micro_batch_tokens : 1,
+          .lookahead = recipe.data.packing ? recipe.data.packing_lookahead : 1};
 }
 
 TrainConfig train_config(const Recipe& recipe, const RunSetup& setup) {
@@ -302,11 +306,18 @@ TrainConfig train_config(const Recipe& recipe, const RunSetup& setup) {
 std::vector<SourceConfig> data_sources(const Recipe& recipe, const std::vector<DataRecipe>& data) {
   std::vector<SourceConfig> result;
   for (const DataRecipe& from : data) {
-    if (!std::filesystem::exists(from.path))
-      throw InputError(str(from.path, ": no such file; it is listed under data in ", recipe.file));
+    try {
+      data_files(from.path);
+    } catch (const InputError& error) {
+      throw InputError(str(error.what(), "; it is listed under data in ", recipe.file));
+    }
     SourceConfig source;
     source.path = from.path;
     source.format = from.format;
+    if (from.columns) source.columns = from.columns->names;
+    source.loss = {.mask_prompt = from.mask_prompt, .last_turn_only = from.loss_turns == LossTurns::kLast};
+    source.weight = from.weight;
+    source.epochs = from.epochs;
     if (from.format == RecordFormat::kText) {
       // No template, so that a model's own need not be known.
     } else if (from.prompt_template == "auto") {
@@ -319,20 +330,47 @@ std::vector<SourceConfig> data_sources(const Recipe& recipe, const std::vector<D
   return result;
 }
 
-ExampleStreamOptions train_stream_options(const Recipe& recipe) {
+namespace {
+
+// Where scans of large files are kept; nowhere without a home.
+std::filesystem::path index_folder() {
+  if (const char* cache = std::getenv("DAGMOE_CACHE")) return std::filesystem::path(cache) / "index";
+  const char* home = std::getenv("HOME");
+  return home == nullptr ? std::filesystem::path() : std::filesystem::path(home) / ".cache/dagmoe/index";
+}
+
+ExampleStreamOptions common_stream_options(const Recipe& recipe) {
   return {.max_seq_len = recipe.data.max_seq_len,
           .max_bad_records = recipe.data.max_bad_records,
-          .limit = recipe.data.limit,
-          .shuffle = recipe.data.shuffle,
-          .seed = static_cast<std::uint64_t>(recipe.seed)};
+          .seed = static_cast<std::uint64_t>(recipe.seed),
+          .tokenization = recipe.data.tokenization,
+          .long_samples = recipe.data.long_samples,
+          .ends_cut_with_eos = recipe.data.ends_cut_with_eos,
+          .deduplicate = recipe.data.deduplicate,
+          .valid_fraction = recipe.data.valid_fraction,
+          .shuffle_buffer = recipe.data.shuffle_buffer,
+          .num_threads = recipe.data.tokenizer_threads,
+          .index_folder = index_folder()};
+}
+
+}  // namespace
+
+ExampleStreamOptions train_stream_options(const Recipe& recipe) {
+  ExampleStreamOptions options = common_stream_options(recipe);
+  options.limit = recipe.data.limit;
+  options.shuffle = recipe.data.shuffle;
+  if (recipe.data.valid_fraction > 0) options.split = DataSplit::kTrain;
+  return options;
 }
 
 ExampleStreamOptions valid_stream_options(const Recipe& recipe) {
-  return {.max_seq_len = recipe.data.max_seq_len,
-          .max_bad_records = recipe.data.max_bad_records,
-          .limit = 0,
-          .shuffle = false,
-          .seed = static_cast<std::uint64_t>(recipe.seed)};
+  ExampleStreamOptions options = common_stream_options(recipe);
+  options.shuffle = false;
+  if (recipe.data.valid_fraction > 0) {
+    options.limit = recipe.data.limit;
+    options.split = DataSplit::kValid;
+  }
+  return options;
 }
 
 }  // namespace dagmoe

@@ -6,7 +6,7 @@
 
 #include "checkpoint/adapter.h"
 #include "checkpoint/checkpoint.h"
-#include "data/example.h"
+#include "data/example_stream.h"
 #include "finetune/recipe.h"
 #include "finetune/train_config.h"
 #include "peft/trainable.h"
@@ -51,9 +51,11 @@ Decoder load_run_model(const Recipe& recipe, const RunSetup& setup);
 StepBatchConfig batch_config(const Recipe& recipe);
 /// Without num_steps, which depends on the data.
 TrainConfig train_config(const Recipe& recipe, const RunSetup& setup);
-/// The files of data.train or data.valid with the prompt templates that they name. Throws InputError for a missing one.
+/// The sources of data.train or data.valid with the prompt templates that they name. Throws InputError for a missing
+/// file.
 std::vector<SourceConfig> data_sources(const Recipe& recipe, const std::vector<DataRecipe>& data);
 ExampleStreamOptions train_stream_options(const Recipe& recipe);
+/// For data.valid, or the part of data.train that data.valid_fraction sets aside.
 ExampleStreamOptions valid_stream_options(const Recipe& recipe);
 
 }  // namespace dagmoe

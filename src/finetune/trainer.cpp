@@ -302,6 +302,8 @@ StepMetrics Trainer::step() {
   metrics.supervised_tokens = batch.num_targets;
   metrics.tokens = batch.num_tokens;
   metrics.sequences = batch.num_examples;
+  for (std::size_t i = 0; i < batch.sources.size(); ++i)
+    metrics.sources.push_back({train_data_.source_name(i), batch.sources[i]});
   metrics.lr = config_.optimizer.lr * lr_factor(config_.schedule, num_steps_done_, config_.num_steps);
 
   clear_gradients();
@@ -414,7 +416,8 @@ void Trainer::save_state(const std::filesystem::path& folder) const {
   const StreamPosition position = train_data_.position();
   const Json state = {{"step", num_steps_done_},           {"optimizer_steps", optimizer_->num_steps()},
                       {"skipped_steps", num_skipped_},     {"epoch", position.epoch},
-                      {"next_index", position.next_index}, {"next_token", position.next_token}};
+                      {"next_index", position.next_index}, {"next_token", position.next_token},
+                      {"taken", position.taken},           {"planned_steps", config_.num_steps}};
   write_file_atomically(folder / kStateFile, state.dump(2) + "\n");
 }
 
@@ -442,8 +445,14 @@ void Trainer::load_state(const std::filesystem::path& folder) {
   num_steps_done_ = json_int(state, "step", where);
   num_skipped_ = json_int(state, "skipped_steps", where);
   optimizer_->set_num_steps(json_int(state, "optimizer_steps", where));
-  train_data_.seek(
-      {json_int(state, "epoch", where), json_int(state, "next_index", where), json_int(state, "next_token", where)});
+  StreamPosition position{json_int(state, "epoch", where), json_int(state, "next_index", where),
+                          json_int(state, "next_token", where)};
+  if (state.contains("taken")) position.taken = state["taken"].get<std::vector<std::int64_t>>();
+  train_data_.seek(std::move(position));
+}
+
+std::int64_t Trainer::planned_steps(const std::filesystem::path& folder) {
+  return json_int(read_json_file(folder / kStateFile), "planned_steps", (folder / kStateFile).string());
 }
 
 }  // namespace dagmoe

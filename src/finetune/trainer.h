@@ -21,6 +21,12 @@
 
 namespace dagmoe {
 
+/// What a step took from one source of the training data.
+struct StepSource {
+  std::string path;
+  SourceCounts counts;
+};
+
 /// One line of metrics.jsonl.
 struct StepMetrics {
   std::int64_t step = 0;                  ///< 1-based
@@ -36,6 +42,7 @@ struct StepMetrics {
   std::map<std::string, double> grad_norm_by_group;
   double lr = 0.0;
   std::int64_t supervised_tokens = 0, tokens = 0, sequences = 0;
+  std::vector<StepSource> sources;
   double seconds = 0.0;
   std::int64_t peak_rss_bytes = 0;  ///< of the process so far; of several, the sum
   ExpertUse experts;
@@ -71,6 +78,8 @@ class Trainer {
   StepMetrics step();
   /// Throws InternalError unless all ranks hold the same state to the bit: weights, buffers, optimizer.
   void check_equal_ranks() const;
+  /// The number of steps that the run of a saved state was planned with.
+  static std::int64_t planned_steps(const std::filesystem::path& folder);
   std::int64_t num_steps_done() const noexcept { return num_steps_done_; }
 
   /// Everything besides the model's source that the next step depends on: fp32 masters, buffers, optimizer state, data

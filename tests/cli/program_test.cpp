@@ -40,7 +40,7 @@ TEST_CASE("program: --version and --help work on every level", "[cli]") {
   const TemporaryFolder folder;
   REQUIRE_THAT(dagmoe_run(folder, "--version").out, Catch::Contains("LibTorch 2."));
   for (const char* command :
-       {"", "import", "upcycle", "finetune", "profile-experts", "eval", "generate", "inspect", "validate"}) {
+       {"", "import", "upcycle", "finetune", "preview", "profile-experts", "eval", "generate", "inspect", "validate"}) {
     const Outcome outcome = dagmoe_run(folder, std::string(command) + " --help");
     INFO(command);
     REQUIRE(outcome.code == 0);
@@ -144,7 +144,8 @@ TEST_CASE("program: profile-experts writes what trainable: [esft] reads", "[cli]
   REQUIRE(plan.code == 0);
 }
 
-TEST_CASE("program: a misspelt recipe key is exit code 2 and a broken data line 3 and nothing is written", "[cli]") {
+TEST_CASE("program: a misspelt recipe key is exit code 2 and a broken data line 3 and nothing but that line is written",
+          "[cli]") {
   const TemporaryFolder folder;
   write_tiny_folder(folder / "model");
   write_records(folder / "train.jsonl", 5);
@@ -159,7 +160,33 @@ TEST_CASE("program: a misspelt recipe key is exit code 2 and a broken data line 
   const Outcome broken = dagmoe_run(folder, "finetune " + (folder / "good.yaml").string());
   REQUIRE(broken.code == 3);
   REQUIRE_THAT(broken.err, Catch::Contains("train.jsonl:6: "));
+  REQUIRE(std::filesystem::exists(folder / "run" / "bad_records.jsonl"));
+  REQUIRE(std::distance(std::filesystem::directory_iterator(folder / "run"), {}) == 1);
+}
+
+TEST_CASE("program: preview shows what is learnt, as text and as JSON, and writes nothing", "[cli]") {
+  const TemporaryFolder folder;
+  write_tiny_folder(folder / "model");
+  write_records(folder / "train.jsonl", 12);
+  write_records(folder / "valid.jsonl", 3);
+  write_text(folder / "a.yaml", recipe_text(folder.path(), "steps: 1\n"));
+  const std::string recipe = (folder / "a.yaml").string();
+  const Outcome shown = dagmoe_run(folder, "preview " + recipe + " -n 2 data.shuffle=false");
+  REQUIRE(shown.code == 0);
+  REQUIRE_THAT(shown.out, Catch::StartsWith((folder / "train.jsonl").string() + ":1: 48 tokens, 12 learnt\n"));
+  REQUIRE_THAT(shown.out, Catch::Contains("assistant\n[[aaaa bbbb 0<|im_end|>]]"));
+  REQUIRE_THAT(shown.out, Catch::Contains("train.jsonl:2: "));
+  REQUIRE_THAT(shown.out, !Catch::Contains("train.jsonl:3: "));
+  REQUIRE_THAT(shown.out, Catch::Contains("the first 12 samples: 576 tokens, 144 learnt"));
+  const Outcome all = dagmoe_run(folder, "preview " + recipe + " --all --json -n 0");
+  REQUIRE(all.code == 0);
+  const Json json = Json::parse(all.out);
+  REQUIRE(json["all"] == true);
+  REQUIRE(json["tokens"] == 576);
+  REQUIRE(json["samples"].empty());
   REQUIRE_FALSE(std::filesystem::exists(folder / "run"));
+  require_one_line(dagmoe_run(folder, "preview " + recipe + " data.train.0.path=no_such.jsonl"), 3,
+                   "no_such.jsonl: no such file; it is listed under data in ");
 }
 
 TEST_CASE("program: validate reports every file and exits with 2 when one is wrong", "[cli]") {

@@ -1,5 +1,3 @@
-#include "data/example.h"
-
 #include <algorithm>
 #include <fstream>
 #include <map>
@@ -7,6 +5,7 @@
 
 #include "base/error.h"
 #include "base/text.h"
+#include "data/example_stream.h"
 #include "tests/support/byte_tokenizer.h"
 #include "tests/support/catch.h"
 #include "tests/support/text_file.h"

@@ -139,13 +139,19 @@ TEST_CASE("json lines: numbers follow JSON's grammar", "[data]") {
   }
 }
 
-TEST_CASE("json lines: the report of a bad record shows how it begins", "[data]") {
-  const TextFile file("a.jsonl", "{\"a\" " + std::string(1000, 'x') + "}");
+TEST_CASE("json lines: a bad record comes with all of its text, a broken array with its next 200 bytes", "[data]") {
+  const std::string line = "{\"a\" " + std::string(1000, 'x') + "}";
+  const TextFile file("a.jsonl", line), array("a.json", "[{\"a\":1} " + std::string(1000, 'y'));
   RawRecord record;
   std::unique_ptr<BadRecord> bad;
   REQUIRE(RecordReader::open(file.path())->next(record, bad));
   REQUIRE(bad);
-  CHECK(bad->text == "{\"a\" " + std::string(195, 'x'));
+  CHECK((bad->text == line));
+  const auto reader = RecordReader::open(array.path());
+  REQUIRE(reader->next(record, bad));
+  REQUIRE(reader->next(record, bad));
+  REQUIRE(bad);
+  CHECK((bad->text == std::string(200, 'y')));
 }
 
 TEST_CASE("json lines: an array is read object by object, one a line, many a line or many lines each", "[data]") {

@@ -202,5 +202,73 @@ TEST_CASE("step batch: an epoch of steps uses every example once and resumes at 
   CHECK(seen == lengths);
 }
 
+TEST_CASE("step batch: with lookahead the longest example that fits closes a step before its turn", "[data]") {
+  const StepTest test({60, 50, 70, 30, 35, 90, 41, 25});
+  ExampleStream stream = test.stream();
+  const StepBatchConfig config = {.step_tokens = 150, .micro_batch_tokens = 150, .lookahead = 4};
+  // Behind 60 and 50 the 70 has no room: of 70, 30, 35, 90 the longest that fits is 35.
+  CHECK(segments_of(*next_step_batch(stream, config)) == Bins{{60, 50, 35}});
+  CHECK(stream.position() == StreamPosition{0, 2, 0, {2}});
+  CHECK(segments_of(*next_step_batch(stream, config)) == Bins{{70, 30, 41}});
+  CHECK(stream.position() == StreamPosition{0, 5, 0, {1}});
+  CHECK(segments_of(*next_step_batch(stream, config)) == Bins{{90, 25}});
+  CHECK(next_step_batch(stream, config) == std::nullopt);
+  CHECK(stream.position() == StreamPosition{1, 0, 0, {}});
+}
+
+TEST_CASE("step batch: how a step is split has no say in what it holds", "[data]") {
+  Ints lengths;
+  for (std::int64_t i = 0; i < 100; ++i) lengths.push_back(23 + (i * i * 7 + 3 * i) % 120);
+  const StepTest test(lengths);
+  const auto steps = [&](std::int64_t micro_batch_tokens, std::int64_t num_takers) {
+    ExampleStream stream = test.stream();
+    Bins found;
+    while (const auto step = next_step_batch(stream, {.step_tokens = 512,
+                                                      .micro_batch_tokens = micro_batch_tokens,
+                                                      .lookahead = 16,
+                                                      .num_takers = num_takers})) {
+      Ints& all = found.emplace_back();
+      for (const auto& bin : segments_of(*step)) all.insert(all.end(), bin.begin(), bin.end());
+      std::sort(all.begin(), all.end());
+    }
+    return found;
+  };
+  const Bins expected = steps(512, 1);
+  CHECK(steps(150, 1) == expected);
+  CHECK(steps(1, 1) == expected);
+  CHECK(steps(150, 3) == expected);
+}
+
+TEST_CASE("step batch: with lookahead every example is used once, and any step can be gone on from", "[data]") {
+  Ints lengths;
+  for (std::int64_t i = 0; i < 300; ++i) lengths.push_back(23 + (i * i * 7 + 3 * i) % 120);
+  const StepTest test(lengths);
+  const ExampleStreamOptions options = {.shuffle = true, .seed = 9};
+  ExampleStream stream = test.stream(options), resumed = test.stream(options);
+  const StepBatchConfig config = {.step_tokens = 512, .micro_batch_tokens = 256, .lookahead = 32};
+  std::int64_t num_tokens = 0, num_capacity = 0;
+  Ints found;
+  while (true) {
+    resumed.seek(stream.position());
+    const auto step = next_step_batch(stream, config);
+    const auto again = next_step_batch(resumed, config);
+    REQUIRE(step.has_value() == again.has_value());
+    CHECK(stream.position() == resumed.position());
+    if (!step) break;
+    REQUIRE(segments_of(*step) == segments_of(*again));
+    for (std::size_t m = 0; m < step->micro_batches.size(); ++m) {
+      REQUIRE(step->micro_batches[m].input_ids == again->micro_batches[m].input_ids);
+      CHECK(step->micro_batches[m].num_tokens() <= 256);
+    }
+    for (const auto& bin : segments_of(*step)) found.insert(found.end(), bin.begin(), bin.end());
+    num_tokens += step->num_tokens;
+    num_capacity += 512;
+  }
+  std::sort(found.begin(), found.end());
+  std::sort(lengths.begin(), lengths.end());
+  CHECK(found == lengths);
+  CHECK(static_cast<double>(num_tokens) > 0.95 * static_cast<double>(num_capacity));
+}
+
 }  // namespace
 }  // namespace dagmoe

@@ -45,8 +45,9 @@ constexpr auto kPromptCompletion = RecordFormat::kPromptCompletion;
 constexpr auto kText = RecordFormat::kText;
 
 TEST_CASE("record: every format has a name that finds it again", "[data]") {
-  CHECK(record_format_names() ==
-        std::vector<std::string>{"alpaca", "metamath", "messages", "sharegpt", "prompt_completion", "text"});
+  CHECK(record_format_names() == std::vector<std::string>{"alpaca", "metamath", "mathinstruct", "openorca", "dolly",
+                                                          "gsm8k", "messages", "sharegpt", "prompt_completion",
+                                                          "text"});
   CHECK(record_format_named("alpaca") == kAlpaca);
   CHECK(record_format_named("metamath") == kMetaMath);
   CHECK(record_format_named("messages") == kMessages);
@@ -157,7 +158,11 @@ TEST_CASE("record: a bad message is named by its number", "[data]") {
                     StartsWith("field 'messages':1:"));
   CHECK_THROWS_WITH(
       read(kMessages, R"({"messages":[{"role":"user","content":"u"},{"role":"assistant","content":"a","weight":0}]})"),
-      Equals("field 'messages': message 2: field 'weight': found 0; only 1 is supported, every answer is trained on"));
+      Equals("field 'messages': every answer has the weight 0, so that there is nothing to learn"));
+  CHECK_THROWS_WITH(
+      read(kMessages,
+           R"({"messages":[{"role":"user","content":"u"},{"role":"assistant","content":"a","weight":0.5}]})"),
+      Equals("field 'messages': message 2: field 'weight': found 0.5, expected 0 or 1"));
 }
 
 TEST_CASE("record: turns out of order are refused", "[data]") {
@@ -235,7 +240,7 @@ TEST_CASE("sample text: a conversation of one exchange fits an Alpaca form, a lo
   CHECK_THROWS_WITH(
       sample_text(conversation({user, assistant, user, assistant}), {}),
       Equals("a conversation of 4 messages; the Alpaca templates have room for one question and one answer: use "
-             "template 'chatml'"));
+             "template 'chatml', or 'orca' for one with a system turn"));
   CHECK_THROWS_WITH(sample_text(conversation({system, user, assistant}), {}),
                     StartsWith("a conversation of 3 messages with a system turn; the Alpaca templates"));
 }

@@ -5,6 +5,7 @@
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
+#include <zstd.h>
 
 #include <chrono>
 #include <random>
@@ -90,6 +91,37 @@ void require_no_leftovers(const std::filesystem::path& run_folder) {
   }
 }
 
+void write_mixture(const TinyRun& run) {
+  std::string texts, questions;
+  for (int i = 0; i < 30; ++i) {
+    const auto length = static_cast<std::size_t>(20 + (i * 37) % 300);
+    texts += Json{{"text", std::to_string(i) + std::string(length, static_cast<char>('a' + i % 26))}}.dump() + "\n";
+  }
+  for (int i = 0; i < 60; ++i) {
+    const std::string answer(static_cast<std::size_t>(1 + (i * i) % 90), static_cast<char>('a' + i % 26));
+    questions += Json{{"query", "Question " + std::to_string(i)}, {"response", answer}}.dump() + "\n";
+  }
+  write_text(run.folder / "texts.jsonl", texts);
+  std::string packed(ZSTD_compressBound(questions.size()), '\0');
+  packed.resize(ZSTD_compress(packed.data(), packed.size(), questions.data(), questions.size(), 3));
+  write_text(run.folder / "questions.jsonl.zst", packed);
+}
+
+// The recipe's own source, of weight 1, and the two of write_mixture.
+Recipe mixture_recipe(const TinyRun& run) {
+  Recipe recipe = run.recipe();
+  recipe.data.max_seq_len = 200;
+  recipe.data.shuffle_buffer = 16;
+  recipe.data.train[0].weight = 1.0;
+  DataRecipe texts, questions;
+  texts.path = (run.folder / "texts.jsonl").string(), texts.format = RecordFormat::kText, texts.weight = 1.5;
+  questions.path = (run.folder / "questions.jsonl.zst").string(), questions.format = RecordFormat::kMetaMath;
+  questions.prompt_template = "chatml", questions.weight = 0.75;
+  recipe.data.train.push_back(texts);
+  recipe.data.train.push_back(questions);
+  return recipe;
+}
+
 }  // namespace
 
 TEST_CASE("faults: killed at 20 random moments, the run ends as if nothing had happened", "[finetune]") {
@@ -115,6 +147,38 @@ TEST_CASE("faults: killed at 20 random moments, the run ends as if nothing had h
   REQUIRE(code == 0);
   require_equal_runs(run.folder / "whole", run.folder / "killed");
   require_no_leftovers(run.folder / "killed");
+}
+
+// Three sources by weight, one of them compressed, one of texts that come in parts; the position is inside an epoch.
+TEST_CASE("faults: killed behind step 83 of 200 over three sources, the run ends as if nothing had happened",
+          "[finetune]") {
+  require_program();
+  const TinyRun run("steps: 200\ncheckpoint: {every_steps: 83}\n");
+  write_mixture(run);
+  Recipe recipe = mixture_recipe(run);
+  for (const int num_threads : {1, 4}) {
+    recipe.data.tokenizer_threads = num_threads;
+    write_text(run.folder / "a.yaml", to_yaml(recipe));
+    const std::string killed = "killed" + std::to_string(num_threads), whole = "whole" + std::to_string(num_threads);
+    run_finetune(run.into(whole), {});
+    {
+      Child child(run, killed);
+      for (int i = 0; i < 6000 && !std::filesystem::exists(run.folder / killed / "checkpoint-83"); ++i)
+        std::this_thread::sleep_for(std::chrono::milliseconds(5));
+      child.send(SIGKILL);
+      REQUIRE(child.wait() == 128 + SIGKILL);
+    }
+    const Json state = Json::parse(read_text(run.folder / killed / "checkpoint-83" / "trainer_state.json"));
+    REQUIRE(state.at("next_index") > 0);
+    REQUIRE_FALSE(state.at("taken").empty());
+    Child last(run, killed);
+    const int code = last.wait();
+    INFO(last.log());
+    REQUIRE(code == 0);
+    REQUIRE_THAT(last.log(), Catch::Contains("at step 83"));
+    require_equal_runs(run.folder / whole, run.folder / killed);
+    require_equal_runs(run.folder / "whole1", run.folder / whole);
+  }
 }
 
 TEST_CASE("faults: SIGINT and SIGTERM finish the step, save, and exit 130 and 143", "[finetune]") {

@@ -31,6 +31,14 @@ Json stand_in_record(RecordFormat format, int index) {
       return {{"instruction", question}, {"input", index % 2 == 0 ? "" : "twice"}, {"output", answer}};
     case RecordFormat::kMetaMath:
       return {{"type", "GSM_Rephrased"}, {"query", question + "\nonce"}, {"response", answer}};
+    case RecordFormat::kMathInstruct:
+      return {{"source", "data/CoT/gsm_train.json"}, {"instruction", question}, {"output", answer}};
+    case RecordFormat::kOpenOrca:
+      return {{"id", "flan.1"}, {"system_prompt", "Be brief."}, {"question", question}, {"response", answer}};
+    case RecordFormat::kDolly:
+      return {{"instruction", question}, {"context", ""}, {"response", answer}, {"category", "open_qa"}};
+    case RecordFormat::kGsm8k:
+      return {{"question", question}, {"answer", answer}};
     case RecordFormat::kMessages: {
       const Json user = {{"role", "user"}, {"content", question}}, reply = {{"role", "assistant"}, {"content", answer}};
       return {{"messages", Json::array({user, reply})}};

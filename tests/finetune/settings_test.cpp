@@ -35,6 +35,11 @@ std::multimap<std::string, Case> cases(const TinyRun& run) {
   const auto smore = [](const std::string& setting) -> std::vector<std::string> {
     return {"lora.smore." + setting, "lora.kind=smore", "lora.targets=[attention]"};
   };
+  const auto two_sources = [&file](const std::string& more) {
+    const std::string shape = ", format: alpaca, template: chatml";
+    return str("[{path: ", file("train.jsonl"), shape, ", ", more, "}, {path: ", file("valid.jsonl"), shape, "}]");
+  };
+  const std::string cut = "data.max_seq_len=60", uneven = "data.train.0.path=" + file("uneven.jsonl");
   using enum Effect;
   return {
       {"version", {kRefused, {"version=2"}}},
@@ -103,15 +108,46 @@ std::multimap<std::string, Case> cases(const TinyRun& run) {
       {"data.train.format", {kMetrics, {"data.train.0={path: " + file("texts.jsonl") + ", format: text}"}}},
       {"data.train.template", {kRefused, {"data.train.0.template=chatml", "data.train.0.format=text"}}},
       {"data.train.template", {kMetrics, {"data.train.0.template=alpaca"}}},
-      {"data.train.weight", {kRefused, {"data.train.0.weight=0.5"}}},
+      {"data.train.weight", {kWarned, {"data.train.0.weight=0.5"}}},
+      {"data.train.weight", {kRefused, {"data.train.0.weight=0.5", "data.train.0.epochs=2"}}},
+      {"data.train.weight", {kMetrics, {"data.train=" + two_sources("weight: 0.1")}}},
+      {"data.train.epochs", {kMetrics, {"data.train.0.epochs=0.2"}}},
+      {"data.train.mask_prompt", {kMetrics, {"data.train.0.mask_prompt=false"}}},
+      {"data.train.mask_prompt",
+       {kWarned, {"data.train.0={path: " + file("texts.jsonl") + ", format: text, mask_prompt: false}"}}},
+      {"data.train.loss_turns", {kWarned, {"data.train.0.loss_turns=last"}}},
+      {"data.train.loss_turns",
+       {kMetrics,
+        {"data.train.0.loss_turns=last", "data.train.0.format=messages", "data.train.0.path=" + file("turns.jsonl")}}},
+      {"data.train.columns.instruction", {kMetrics, {"data.train.0.columns={instruction: output}"}}},
+      {"data.train.columns.instruction", {kRefused, {"data.train.0.columns={query: output}"}}},
       {"data.valid.path", {kMetrics, {"data.valid.0.path=" + file("train.jsonl")}}},
       {"data.valid.format", {kRefused, {"data.valid.0.format=messages"}}},
       {"data.valid.template", {kMetrics, {"data.valid.0.template=alpaca"}}},
       {"data.valid.weight", {kRefused, {"data.valid.0.weight=0.5"}}},
+      {"data.valid.epochs", {kRefused, {"data.valid.0.epochs=2"}}},
+      {"data.valid.mask_prompt", {kMetrics, {"data.valid.0.mask_prompt=false"}}},
+      {"data.valid.loss_turns", {kWarned, {"data.valid.0.loss_turns=last"}}},
+      {"data.valid.columns.instruction", {kMetrics, {"data.valid.0.columns={instruction: output}"}}},
       {"data.max_seq_len", {kMetrics, {"data.max_seq_len=40"}}},
       {"data.max_seq_len", {kWarned, {"data.max_seq_len=100000"}}},
       {"data.max_bad_records", {kMetrics, {"data.max_bad_records=1", "data.train.0.path=" + file("bad.jsonl")}}},
       {"data.limit", {kMetrics, {"data.limit=5"}}},
+      {"data.valid_fraction", {kMetrics, {"data.valid_fraction=0.3", "data.valid=[]"}}},
+      {"data.valid_fraction", {kRefused, {"data.valid_fraction=0.3"}}},
+      {"data.deduplicate", {kMetrics, {"data.deduplicate=true", "data.train.0.path=" + file("twice.jsonl")}}},
+      {"data.packing_lookahead", {kMetrics, {"data.packing_lookahead=1", "batch.tokens=110", uneven}}},
+      {"data.packing_lookahead",
+       {kWarned, {"data.packing_lookahead=1", "data.packing=false", "batch.micro_batch_tokens=4096"}}},
+      // No token of this tokenizer spans two pieces; tests/data/masks_test.cpp has those where some do.
+      {"data.tokenization", {kMemory, {"data.tokenization=joined"}}},
+      {"data.long_samples", {kMetrics, {"data.long_samples=drop", cut, uneven}}},
+      {"data.long_samples", {kMetrics, {"data.long_samples=truncate_prompt", cut, uneven}}},
+      {"data.long_samples", {kRefused, {"data.long_samples=error", cut, uneven}}},
+      {"data.ends_cut_with_eos", {kMetrics, {"data.ends_cut_with_eos=true", cut, uneven}}},
+      {"data.ends_cut_with_eos", {kWarned, {"data.ends_cut_with_eos=true", "data.long_samples=drop"}}},
+      {"data.shuffle_buffer", {kWarned, {"data.shuffle_buffer=5"}}},
+      {"data.tokenizer_threads", {kMemory, {"data.tokenizer_threads=3"}}},
       {"data.packing", {kMemory, {"data.packing=false", "batch.micro_batch_tokens=4096"}}},
       {"data.packing", {kWarned, {"data.packing=false", "batch.micro_batch_tokens=64"}}},
       {"data.shuffle", {kMetrics, {"data.shuffle=false"}}},
@@ -191,9 +227,10 @@ std::set<std::string> all_keys(const TinyRun& run) {
   std::set<std::string> keys;
   for (const char* length : {"steps=2", "epochs=1"}) {
     for (const char* size : {"batch.tokens=600", "batch.sequences=3"}) {
-      const Recipe recipe = run.recipe({length, size, "model.dag.num_iterations=3",
-                                        "trainable=[{group: dag, layers: [1], lr: 1, weight_decay: 1}]",
-                                        "eval.tasks=[x]", "eval.datasets=[x=y]"});
+      const Recipe recipe = run.recipe(
+          {length, size, "model.dag.num_iterations=3", "trainable=[{group: dag, layers: [1], lr: 1, weight_decay: 1}]",
+           "eval.tasks=[x]", "eval.datasets=[x=y]", "data.train.0.columns={instruction: x}", "data.train.0.weight=1",
+           "data.valid.0.columns={instruction: x}", "data.valid.0.epochs=1"});
       for (const auto& [key, value] : recipe_settings(to_yaml(recipe))) keys.insert(without_indices(key));
     }
   }
@@ -201,7 +238,8 @@ std::set<std::string> all_keys(const TinyRun& run) {
     const Recipe recipe = run.recipe({kind, "lora.targets=[q_proj]", "lora.patterns=[{target: q_proj, alpha: 1}]"});
     for (const auto& [key, value] : recipe_settings(to_yaml(recipe))) keys.insert(without_indices(key));
   }
-  keys.insert("lora.patterns.rank");  // not with kind smore
+  keys.insert("lora.patterns.rank");                        // not with kind smore
+  keys.insert({"data.train.epochs", "data.valid.weight"});  // one of the two
   return keys;
 }
 
@@ -250,7 +288,8 @@ Outcome outcome_of(const TinyRun& run, const std::vector<std::string>& overrides
 // Whether a warning is about a key; those about rules name the list.
 bool names(const std::vector<std::string>& warnings, const std::string& key) {
   const std::string word = key.starts_with("trainable.") ? "trainable" : key;
-  return std::ranges::any_of(warnings, [&](const auto& line) { return line.find(word) != std::string::npos; });
+  return std::ranges::any_of(warnings,
+                             [&](const auto& line) { return without_indices(line).find(word) != std::string::npos; });
 }
 
 // The fixture's folder and what some settings need: another model, one without a DAG, a wide one, a broken record.
@@ -270,6 +309,21 @@ struct SettingsRun : TinyRun {
     write_text(folder / "a.yaml",
                recipe_text(folder.path(), "steps: 4\nesft: {experts: " + (folder / "selection.json").string() + "}\n"));
     write_text(folder / "texts.jsonl", "{\"text\": \"" + std::string(900, 'a') + "\"}\n{\"text\": \"abc\"}\n");
+    write_text(folder / "twice.jsonl", read_text(folder / "valid.jsonl") + read_text(folder / "train.jsonl"));
+    std::string turns;
+    for (int i = 0; i < 20; ++i) {
+      Json messages = Json::array();
+      for (const char* role : {"user", "assistant", "user", "assistant"})
+        messages.push_back({{"role", role}, {"content", role + std::to_string(i)}});
+      turns += Json{{"messages", messages}}.dump() + "\n";
+    }
+    write_text(folder / "turns.jsonl", turns);
+    std::string uneven;
+    for (int i = 0; i < 20; ++i) {
+      const std::string output(i % 2 == 0 ? 5 : 45, static_cast<char>('a' + i));
+      uneven += Json{{"instruction", "Say it"}, {"input", ""}, {"output", output}}.dump() + "\n";
+    }
+    write_text(folder / "uneven.jsonl", uneven);
     write_text(folder / "bad.jsonl", "{broken\n" + read_text(folder / "train.jsonl"));
   }
 };
