@@ -117,8 +117,10 @@ Json boolq_record(Json record) {
     record["label"] = record["answer"];
     record.erase("answer");
   }
+  if (!record.contains("label")) throw InputError("field 'label' is missing");
   Json& label = record["label"];
   if (label.is_boolean()) label = label.get<bool>() ? 1 : 0;
+  if (label == "true" || label == "false") label = label == "true" ? 1 : 0;
   return record;
 }
 
@@ -136,9 +138,12 @@ Json copa_view(const Json& record) {
   // The full stop, or whatever the last character is.
   while (!premise.empty() && (static_cast<unsigned char>(premise.back()) & 0xC0u) == 0x80u) premise.pop_back();
   if (!premise.empty()) premise.pop_back();
+  const std::string first = " " + lower_first(text_field(record, "choice1"));
+  const std::string second = " " + lower_first(text_field(record, "choice2"));
+  const bool is_first = index_field(record, "label", "0 or 1") == 0;
   return {{"prompt", premise + (question == "cause" ? " because" : " therefore")},
-          {"choices",
-           {" " + lower_first(text_field(record, "choice1")), " " + lower_first(text_field(record, "choice2"))}}};
+          {"choices", {first, second}},
+          {"target", is_first ? first : second}};
 }
 
 // As gpqa/zeroshot/utils.py: HellaSwag's cleaning without the brackets; what is missing becomes a space.
@@ -195,8 +200,13 @@ Json mmlu_record(const Json& record, const std::string& subject) {
 // LLM-Adapters' form: "Please choose the correct answer to the question: CONTEXT QUESTION\n\nAnswer1: ... Answer2:
 // ...". Context and question are only ever printed one behind the other, so the last sentence may count as the
 // question.
-Json social_iqa_record(const Json& record) {
-  if (!record.contains("instruction")) return record;
+Json social_iqa_record(Json record) {
+  if (!record.contains("instruction")) {
+    // A text in Hugging Face's records, a number when it came from a file of labels.
+    const auto label = record.find("label");
+    if (label != record.end() && label->is_number_integer()) *label = std::to_string(label->get<std::int64_t>());
+    return record;
+  }
   static const Regex kForm(
       R"(^Please choose the correct answer to the question: (?s:(.*?))\n\nAnswer1: (?s:(.*?)) Answer2: )"
       R"((?s:(.*?)) Answer3: (?s:(.*?))\n\nAnswer format)");
@@ -306,7 +316,7 @@ PreparedRecord Preprocessor::operator()(Json record) {
     case Preprocess::kOpenbookqa:
       return plain(openbookqa_record(record));
     case Preprocess::kSocialIqa:
-      return plain(social_iqa_record(record));
+      return plain(social_iqa_record(std::move(record)));
     case Preprocess::kWikitext: {
       const Json added = {{"text", wikitext_detokenized(text_field(record, "page"))}};
       return with_view(std::move(record), added);
