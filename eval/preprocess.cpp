@@ -81,7 +81,25 @@ Json arc_record(const Json& record) {
 }
 
 Json commonsense_record(const Json& record) {
-  return field(record, "question").is_string() ? record : ai2_record(record, "question", /*has_concept=*/true);
+  if (field(record, "question").is_string()) return record;
+  Json result = ai2_record(record, "question", /*has_concept=*/true);
+  // Hugging Face has the two lists the other way round than in ARC.
+  const Json choices = result["choices"];
+  result["choices"] = {{"label", choices["label"]}, {"text", choices["text"]}};
+  return result;
+}
+
+// Fields that Hugging Face's records do not have, or have at the end.
+Json without(Json record, const char* name) {
+  record.erase(name);
+  return record;
+}
+
+Json with_last(Json record, const char* name) {
+  const Json value = field(record, name);
+  record.erase(name);
+  record[name] = value;
+  return record;
 }
 
 // "(A) some text (B) other text": upstream's table has all choices in one cell.
@@ -300,7 +318,7 @@ PreparedRecord Preprocessor::operator()(Json record) {
       return plain(commonsense_record(record));
     case Preprocess::kCopa: {
       const Json added = copa_view(record);
-      return with_view(std::move(record), added);
+      return with_view(with_last(std::move(record), "label"), added);
     }
     case Preprocess::kGpqa:
       return plain(gpqa_record(std::move(record), random_));
@@ -323,7 +341,7 @@ PreparedRecord Preprocessor::operator()(Json record) {
     }
     case Preprocess::kWinogrande: {
       const Json added = winogrande_view(record);
-      return with_view(std::move(record), added);
+      return with_view(without(std::move(record), "qID"), added);
     }
   }
   throw InternalError("Preprocessor: unknown kind");
