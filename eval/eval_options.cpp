@@ -69,7 +69,8 @@ std::pair<std::string, DatasetFiles> parse_dataset_option(std::string_view text)
 
 GenerationOverrides parse_generation_option(std::string_view text) {
   GenerationOverrides overrides;
-  for (const auto& [key, value] : generation_json(text).items()) {
+  const Json settings = generation_json(text);
+  for (const auto& [key, value] : settings.items()) {
     if (key == "until") {
       overrides.until = stop_texts(value);
     } else if (key == "max_gen_toks") {

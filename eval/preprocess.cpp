@@ -81,7 +81,25 @@ Json arc_record(const Json& record) {
 }
 
 Json commonsense_record(const Json& record) {
-  return field(record, "question").is_string() ? record : ai2_record(record, "question", /*has_concept=*/true);
+  if (field(record, "question").is_string()) return record;
+  Json result = ai2_record(record, "question", /*has_concept=*/true);
+  // Hugging Face has the two lists the other way round than in ARC.
+  const Json choices = result["choices"];
+  result["choices"] = {{"label", choices["label"]}, {"text", choices["text"]}};
+  return result;
+}
+
+// Fields that Hugging Face's records do not have, or have at the end.
+Json without(Json record, const char* name) {
+  record.erase(name);
+  return record;
+}
+
+Json with_last(Json record, const char* name) {
+  const Json value = field(record, name);
+  record.erase(name);
+  record[name] = value;
+  return record;
 }
 
 // "(A) some text (B) other text": upstream's table has all choices in one cell.
@@ -117,8 +135,10 @@ Json boolq_record(Json record) {
     record["label"] = record["answer"];
     record.erase("answer");
   }
+  if (!record.contains("label")) throw InputError("field 'label' is missing");
   Json& label = record["label"];
   if (label.is_boolean()) label = label.get<bool>() ? 1 : 0;
+  if (label == "true" || label == "false") label = label == "true" ? 1 : 0;
   return record;
 }
 
@@ -136,9 +156,12 @@ Json copa_view(const Json& record) {
   // The full stop, or whatever the last character is.
   while (!premise.empty() && (static_cast<unsigned char>(premise.back()) & 0xC0u) == 0x80u) premise.pop_back();
   if (!premise.empty()) premise.pop_back();
+  const std::string first = " " + lower_first(text_field(record, "choice1"));
+  const std::string second = " " + lower_first(text_field(record, "choice2"));
+  const bool is_first = index_field(record, "label", "0 or 1") == 0;
   return {{"prompt", premise + (question == "cause" ? " because" : " therefore")},
-          {"choices",
-           {" " + lower_first(text_field(record, "choice1")), " " + lower_first(text_field(record, "choice2"))}}};
+          {"choices", {first, second}},
+          {"target", is_first ? first : second}};
 }
 
 // As gpqa/zeroshot/utils.py: HellaSwag's cleaning without the brackets; what is missing becomes a space.
@@ -195,8 +218,13 @@ Json mmlu_record(const Json& record, const std::string& subject) {
 // LLM-Adapters' form: "Please choose the correct answer to the question: CONTEXT QUESTION\n\nAnswer1: ... Answer2:
 // ...". Context and question are only ever printed one behind the other, so the last sentence may count as the
 // question.
-Json social_iqa_record(const Json& record) {
-  if (!record.contains("instruction")) return record;
+Json social_iqa_record(Json record) {
+  if (!record.contains("instruction")) {
+    // A text in Hugging Face's records, a number when it came from a file of labels.
+    const auto label = record.find("label");
+    if (label != record.end() && label->is_number_integer()) *label = std::to_string(label->get<std::int64_t>());
+    return record;
+  }
   static const Regex kForm(
       R"(^Please choose the correct answer to the question: (?s:(.*?))\n\nAnswer1: (?s:(.*?)) Answer2: )"
       R"((?s:(.*?)) Answer3: (?s:(.*?))\n\nAnswer format)");
@@ -290,7 +318,7 @@ PreparedRecord Preprocessor::operator()(Json record) {
       return plain(commonsense_record(record));
     case Preprocess::kCopa: {
       const Json added = copa_view(record);
-      return with_view(std::move(record), added);
+      return with_view(with_last(std::move(record), "label"), added);
     }
     case Preprocess::kGpqa:
       return plain(gpqa_record(std::move(record), random_));
@@ -306,14 +334,14 @@ PreparedRecord Preprocessor::operator()(Json record) {
     case Preprocess::kOpenbookqa:
       return plain(openbookqa_record(record));
     case Preprocess::kSocialIqa:
-      return plain(social_iqa_record(record));
+      return plain(social_iqa_record(std::move(record)));
     case Preprocess::kWikitext: {
       const Json added = {{"text", wikitext_detokenized(text_field(record, "page"))}};
       return with_view(std::move(record), added);
     }
     case Preprocess::kWinogrande: {
       const Json added = winogrande_view(record);
-      return with_view(std::move(record), added);
+      return with_view(without(std::move(record), "qID"), added);
     }
   }
   throw InternalError("Preprocessor: unknown kind");

@@ -15,9 +15,9 @@ namespace dagmoe {
 enum class Preprocess {
   kNone,
   kArc,            ///< AI2's layout (question.stem, question.choices)
-  kBoolq,          ///< a label that is true or false, or Google's `answer`, to 1 or 0
+  kBoolq,          ///< a label that is true or false, as such or as text, or Google's `answer`, to 1 or 0
   kCommonsenseQa,  ///< upstream's layout, the same as AI2's
-  kCopa,           ///< adds prompt and choices
+  kCopa,           ///< adds prompt, choices and target
   kGpqa,           ///< adds choice1 to choice4, shuffled, and answer
   kHellaswag,      ///< adds query, choices and gold
   kLambada,        ///< adds context and last_word; a text in two parts (context, continuation) is joined first

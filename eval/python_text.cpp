@@ -1,6 +1,6 @@
 #include "eval/python_text.h"
 
-#include <initializer_list>
+#include <utf8proc.h>
 
 #include "data/unicode.h"
 
@@ -9,24 +9,10 @@ namespace {
 
 bool in_range(char32_t c, char32_t first, char32_t last) { return first <= c && c <= last; }
 
-// Simple lower case of ASCII, Latin-1, Latin Extended-A, Greek and Cyrillic letters.
-char32_t lower(char32_t c) {
-  if (in_range(c, U'A', U'Z') || (in_range(c, 0xC0, 0xDE) && c != 0xD7)) return c + 0x20;
-  if (c == 0x178) return 0xFF;
-  const bool even_is_upper = (in_range(c, 0x100, 0x137) && c != 0x130) || in_range(c, 0x14A, 0x177);
-  const bool odd_is_upper = in_range(c, 0x139, 0x148) || in_range(c, 0x179, 0x17E);
-  if ((even_is_upper && c % 2 == 0) || (odd_is_upper && c % 2 == 1)) return c + 1;
-  if ((in_range(c, 0x391, 0x3A9) && c != 0x3A2) || in_range(c, 0x410, 0x42F)) return c + 0x20;
-  if (in_range(c, 0x400, 0x40F)) return c + 0x50;
-  return c;
-}
-
-char32_t upper(char32_t c) {
-  for (const char32_t candidate : std::initializer_list<char32_t>{c - 0x20, c - 1, c - 0x50, 0x178}) {
-    if (candidate != c && lower(candidate) == c) return candidate;
-  }
-  return c;
-}
+// Unicode's simple mappings; of the characters that become several only U+00DF is known.
+char32_t lower(char32_t c) { return static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c))); }
+char32_t upper(char32_t c) { return static_cast<char32_t>(utf8proc_toupper(static_cast<utf8proc_int32_t>(c))); }
+char32_t title(char32_t c) { return static_cast<char32_t>(utf8proc_totitle(static_cast<utf8proc_int32_t>(c))); }
 
 constexpr char32_t kSharpS = 0xDF;
 
@@ -72,7 +58,7 @@ std::string python_capitalize(std::string_view text) {
     } else if (value == kInvalidCodePoint) {
       result += text.substr(i, length);
     } else {
-      append_utf8(result, i == 0 ? upper(lower(value)) : lower(value));
+      append_utf8(result, i == 0 ? title(value) : lower(value));
     }
     i += length;
   }

@@ -7,8 +7,8 @@
 
 namespace dagmoe {
 
-// Python's str methods, on valid UTF-8. Case is known for letters of ASCII, Latin-1, Latin Extended-A, Greek and
-// Cyrillic; others stay as they are.
+// Python's str methods, on valid UTF-8. Case is that of Unicode's simple mappings: of the characters that Python maps
+// to several only U+00DF is treated so.
 
 /// str.isspace of one character: 29 code points, four of which (U+001C-001F) are not \s elsewhere.
 bool is_python_space(char32_t code_point);

@@ -131,6 +131,7 @@ TEST_CASE("copa: the premise loses its stop and choices begin small", "[eval]") 
   const Json view = view_of(Preprocess::kCopa, record);
   CHECK(view["prompt"] == "It rained therefore");
   CHECK(view["choices"] == Json({" water fell.", " élan rose."}));
+  CHECK(view["target"] == " water fell.");
 }
 
 TEST_CASE("lambada: the last word is what stands behind the last space", "[eval]") {

@@ -169,7 +169,7 @@ def our_answers(folder, adapter, output):
     settings = ["--dtype", "float32", "--limit", str(args.questions), "--output", output, "--log-samples"]
     dagmoe("eval", "--model", folder, *adapters, "--tasks", "arc_easy", "--dataset", f"arc_easy={questions}", *settings)
     answers = []
-    (path,) = glob.glob(os.path.join(output, "**", "samples_*.jsonl"), recursive=True)
+    (path,) = glob.glob(os.path.join(output, "samples_*.jsonl"))
     with open(path) as file:
         for sample in map(json.loads, file):
             for request, response in zip(sample["arguments"].values(), sample["resps"]):
