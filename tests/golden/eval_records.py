@@ -227,8 +227,8 @@ def social_iqa(shared, name):
         context, _, question = text.rpartition(". ")
         rows.append(
             {
-                "context": context + "." if context else text,
-                "question": question if context else "",
+                "context": context + "." if context else "",
+                "question": question,
                 "answerA": answers[0],
                 "answerB": answers[1],
                 "answerC": answers[2],

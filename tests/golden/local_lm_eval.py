@@ -56,7 +56,7 @@ class ReferenceLM(HFLM):
         return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
     def generate_until(self, requests, disable_tqdm=False):
-        self.batch_size_per_gpu = 8
+        self.batch_size_per_gpu = 16
         return super().generate_until(requests, disable_tqdm=True)
 
 
