@@ -156,7 +156,12 @@ RUNS = (
 # ---- Tokenizers of characters for the committed models, whose vocabularies are small
 
 
+SPACE = "\u2581"
+
+
 def character_tokenizer(size, characters, merges, adds_bos):
+    """Llama-2's form: spaces become U+2581."""
+    characters, merges = list(characters.replace(" ", SPACE)), [[part.replace(" ", SPACE) for part in m] for m in merges]
     tokens = ["<unk>", "<s>", "</s>", *characters, *(a + b for a, b in merges)]
     assert len(tokens) == size == len(set(tokens)), (len(tokens), size)
     special = [
@@ -176,10 +181,13 @@ def character_tokenizer(size, characters, merges, adds_bos):
         "truncation": None,
         "padding": None,
         "added_tokens": special,
-        "normalizer": None,
+        "normalizer": {"type": "Replace", "pattern": {"String": " "}, "content": SPACE},
         "pre_tokenizer": None,
         "post_processor": post if adds_bos else None,
-        "decoder": {"type": "Fuse"},
+        "decoder": {
+            "type": "Sequence",
+            "decoders": [{"type": "Replace", "pattern": {"String": SPACE}, "content": " "}, {"type": "Fuse"}],
+        },
         "model": {
             "type": "BPE",
             "dropout": None,
@@ -190,7 +198,7 @@ def character_tokenizer(size, characters, merges, adds_bos):
             "byte_fallback": False,
             "ignore_merges": False,
             "vocab": {t: i for i, t in enumerate(tokens)},
-            "merges": [list(m) for m in merges],
+            "merges": merges,
         },
     }
 
