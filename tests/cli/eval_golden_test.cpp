@@ -1,9 +1,8 @@
 // Every task of the evaluation against lm-evaluation-harness 0.4.13, from files in the upstream layouts to the scores:
-// tests/golden/lm_eval_tasks, made by make_lm_eval_tasks.py. Two models are committed; SmolLM2 (DAGMOE_SMOLLM2, else the
-// download cache) is checked where it is.
+// tests/golden/lm_eval_tasks, made by make_lm_eval_tasks.py. Two models are committed; SmolLM2 (DAGMOE_SMOLLM2, else
+// the download cache) is checked where it is.
 #include <sys/wait.h>
 
-#include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <map>
@@ -45,16 +44,6 @@ fs::path assemble_model(const TemporaryFolder& folder, const std::string& name, 
   return model;
 }
 
-fs::path smollm2_folder() {
-  const auto environment = [](const char* name) {
-    const char* value = std::getenv(name);
-    return std::string(value != nullptr ? value : "");
-  };
-  if (const std::string folder = environment("DAGMOE_SMOLLM2"); !folder.empty()) return folder;
-  const std::string cache = environment("DAGMOE_CACHE");
-  return (cache.empty() ? fs::path(environment("HOME")) / ".cache" / "dagmoe" : fs::path(cache)) / "models" / "smollm2";
-}
-
 /// "data/x.jsonl,data/x.lst" with the folder in front of each file.
 std::string absolute_files(const std::string& files) {
   std::vector<std::string> paths;
@@ -80,7 +69,9 @@ Samples read_samples(const fs::path& file) {
   return samples;
 }
 
-double number_of(const Json& value) { return value.is_string() ? std::stod(value.get<std::string>()) : value.get<double>(); }
+double number_of(const Json& value) {
+  return value.is_string() ? std::stod(value.get<std::string>()) : value.get<double>();
+}
 
 void check_scores(const Json& expected, const Json& sample) {
   REQUIRE(sample["resps"].size() == expected.size());

@@ -315,6 +315,13 @@ def generation_limit(theirs):
     return next((arguments[1][k] for k in keys if isinstance(arguments[1], dict) and k in arguments[1]), 256)
 
 
+def same_version(theirs, ours):
+    """lm-eval calls a task file without a version "Yaml"."""
+    if theirs == "Yaml" or not isinstance(ours, float | int):
+        return theirs in ("Yaml", "N/A") and ours in (None, "Yaml", "N/A")
+    return float(theirs) == float(ours)
+
+
 def compare_means(judge, task, theirs, ours, version):
     """Every metric and standard error of the results; perplexities follow from log-likelihoods and get their tolerance."""
     mine = ours["results"].get(task, {})
@@ -333,11 +340,8 @@ def compare_means(judge, task, theirs, ours, version):
             list_.append(f"results: {key}: lm-eval {value}, dagmoe {found}")
         if "stderr" not in key and isinstance(found, float | int):
             shown.append(f"{key.split(',')[0] if key.endswith(',none') else key} {found:.4f}")
-    our_version = ours["versions"].get(task)
-    if str(our_version) not in (str(version), str(int(version)) if isinstance(version, float) else ""):
-        if our_version is None or version == "N/A" or float(our_version) != float(version):
-            if str(our_version) != str(version) and not (version in ("N/A", "Yaml") and our_version == "N/A"):
-                judge.differ(f"version: lm-eval {version}, dagmoe {our_version}")
+    if not same_version(version, ours["versions"].get(task)):
+        judge.differ(f"version: lm-eval {version}, dagmoe {ours['versions'].get(task)}")
     return shown
 
 

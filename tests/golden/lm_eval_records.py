@@ -170,17 +170,34 @@ MMLU_DEV = [
     question("astronomy", "What keeps planets in their orbits?", ["Gravity", "Wind", "Light", "Heat"], 0),
 ]
 
+# (description, documents, examples) of a task of BIG-Bench Hard; the examples stand in for those of lm-eval's task file.
 BBH = {
-    "boolean_expressions": [
-        {"input": "not ( True ) or False is", "target": "False"},
-        {"input": "True and not False is", "target": "True"},
-        {"input": "( False or True ) and not ( True ) is", "target": "False"},
-    ],
-    "word_sorting": [
-        {"input": "Sort the following words alphabetically: List: pear apple fig", "target": "apple fig pear"},
-        {"input": "Sort the following words alphabetically: List: river lake sea pond", "target": "lake pond river sea"},
-    ],
-}
+    "boolean_expressions": (
+        "Say whether a Boolean expression is true.",
+        [
+            {"input": "not ( True ) or False is", "target": "False"},
+            {"input": "True and not False is", "target": "True"},
+            {"input": "( False or True ) and not ( True ) is", "target": "False"},
+        ],
+        [
+            {"input": "not ( False ) is", "target": "not False = True. So the answer is True."},
+            {"input": "True and False is", "target": "Both must be true, and one is not. So the answer is False."},
+            {"input": "( not False ) or False is", "target": "not False = True.\nTrue or False = True. So the answer is True."},
+        ],
+    ),
+    "word_sorting": (
+        "Put words in the order of the alphabet.",
+        [
+            {"input": "Sort the following words alphabetically: List: pear apple fig", "target": "apple fig pear"},
+            {"input": "Sort the following words alphabetically: List: river lake sea pond", "target": "lake pond river sea"},
+        ],
+        [
+            {"input": "Sort the following words alphabetically: List: cup bowl", "target": "b comes before c. So the answer is bowl cup."},
+            {"input": "Sort the following words alphabetically: List: dog ant cat", "target": "a, c, d. So the answer is ant cat dog."},
+            {"input": "Sort the following words alphabetically: List: sun moon", "target": "m comes before s. So the answer is moon sun."},
+        ],
+    ),
+}  # fmt: skip
 
 GSM8K = [
     {"question": "A baker bakes 12 loaves and sells 7. How many are left?", "answer": "12 - 7 = <<12-7=5>>5 loaves are left.\n#### 5"},

@@ -80,6 +80,12 @@ def upstream(task, rows):
     return {".jsonl": lines_of(rows)}
 
 
+def bbh_prompt(description, examples):
+    """Upstream's cot-prompts/NAME.txt."""
+    parts = [f"Q: {e['input']}\nA: Let's think step by step.\n{e['target']}" for e in examples]
+    return "none\n-----\n" + "\n\n".join([description, *parts])
+
+
 class Golden:
     def __init__(self, out):
         self.out = out
@@ -133,9 +139,11 @@ def all_records(golden):
     records["winogrande"] = golden.written("winogrande", "winogrande", w.WINOGRANDE, "validation")
     records["lambada_openai"] = golden.written("lambada_openai", "lambada", w.LAMBADA, "test")
     records["mmlu_astronomy"] = golden.written("mmlu_astronomy", "mmlu", w.MMLU, "test", w.MMLU_DEV, "dev")
-    for kind, rows in w.BBH.items():
+    for kind, (description, rows, examples) in w.BBH.items():
         task = "bbh_cot_fewshot_" + kind
         records[task] = golden.written(task, "bbh/cot_fewshot", rows, "test", [])
+        records[task].fewshot = golden.write(f"bbh_{kind}_prompt.txt", bbh_prompt(description, examples))
+        records[task].overrides = {"description": description + "\n\n", "fewshot_config": {"sampler": "first_n", "samples": examples}}  # fmt: skip
     records["gsm8k"] = golden.written("gsm8k", "gsm8k", w.GSM8K, "test", w.GSM8K_TRAIN)
     records["gpqa_main_zeroshot"] = golden.written("gpqa_main_zeroshot", "gpqa/zeroshot", w.GPQA, "validation", w.GPQA)
     records["wikitext"] = golden.written("wikitext", "wikitext", w.WIKITEXT, "test", [])
@@ -271,7 +279,7 @@ def sample_row(sample, is_text):
     return [*head, scores]
 
 
-def run_model(folder, records, skipped):
+def run_model(folder, records, skipped, path, head):
     lm = local_lm_eval.load_model(folder, "float32", trust_remote_code=True)
     runs = []
     for task, shots in RUNS:
@@ -296,7 +304,7 @@ def run_model(folder, records, skipped):
             }
         )
         print(task, shots, {k: v for k, v in runs[-1]["results"].items() if "stderr" not in k}, flush=True)
-    return runs
+        write_expected(path, head, runs)
 
 
 def write_expected(path, head, runs):
@@ -333,10 +341,10 @@ def main():
             if name in args.only:
                 folder = model_folder(work, name, model, os.path.join(out, name))
                 head = {"versions": versions, "base": model["base"], "config": model["config"], "documents": NUM_DOCUMENTS}
-                write_expected(os.path.join(out, f"expected_{name}.json"), head, run_model(folder, records, model["skipped"]))  # fmt: skip
+                run_model(folder, records, model["skipped"], os.path.join(out, f"expected_{name}.json"), head)
         if args.smollm2 and "smollm2" in args.only:
             head = {"versions": versions, "documents": NUM_DOCUMENTS}
-            write_expected(os.path.join(out, "expected_smollm2.json"), head, run_model(args.smollm2, records, ()))
+            run_model(args.smollm2, records, (), os.path.join(out, "expected_smollm2.json"), head)
 
 
 if __name__ == "__main__":
