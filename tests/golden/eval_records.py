@@ -310,7 +310,7 @@ def winogrande(shared, name):
     pool = rows[pool_start(rows) :]
     files = [shared.write_jsonl(f"{file}.jsonl", [dict(qID=str(i), **r) for i, r in enumerate(part)])
              for file, part in (("winogrande", rows), ("winogrande_pool", pool))]  # fmt: skip
-    return Records({"train": pool, "validation": rows}, *files, "winogrande", {}, True)
+    return Records({"train": pool, "validation": rows}, *files, "winogrande")
 
 
 def four_choices(shared):
