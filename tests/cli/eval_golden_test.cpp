@@ -12,8 +12,9 @@
 
 #include "base/json.h"
 #include "base/text.h"
-#include "tests/support/catch.h"
 #include "tests/support/tiny_model.h"
+// Behind LibTorch, whose CHECK ends the program.
+#include "tests/support/catch.h"
 
 using namespace dagmoe;
 using namespace dagmoe::testing;
