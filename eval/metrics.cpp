@@ -67,9 +67,7 @@ void resample(std::span<const double> values, std::size_t chunk, double* perplex
   PythonRandom random(chunk);
   const auto n = static_cast<double>(values.size());
   for (std::size_t r = 0; r < kChunkSize; ++r) {
-    double sum = 0.0;
-    for (std::size_t i = 0; i < values.size(); ++i) sum += values[static_cast<std::size_t>(random.uniform() * n)];
-    perplexities[r] = std::exp(-sum / n);
+    perplexities[r] = std::exp(-random.sum_of_choices(values) / n);
   }
 }
 

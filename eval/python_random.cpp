@@ -1,5 +1,6 @@
 #include "eval/python_random.h"
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <numeric>
@@ -13,6 +14,18 @@ namespace {
 constexpr std::size_t kShift = 397;
 constexpr std::uint32_t kMatrix = 0x9908B0DF, kUpperBit = 0x80000000, kLowerBits = 0x7FFFFFFF;
 constexpr std::uint32_t kBaseSeed = 19650218;
+
+std::uint32_t tempered(std::uint32_t y) {
+  y ^= y >> 11;
+  y ^= (y << 7) & 0x9D2C5680u;
+  y ^= (y << 15) & 0xEFC60000u;
+  return y ^ (y >> 18);
+}
+
+double uniform_of(std::uint32_t high, std::uint32_t low) {
+  return (static_cast<double>(high >> 5) * 67108864.0 + static_cast<double>(low >> 6)) /
+         9007199254740992.0;  // 2^26, 2^53
+}
 
 }  // namespace
 
@@ -44,20 +57,20 @@ PythonRandom::PythonRandom(std::uint64_t seed) {
 }
 
 void PythonRandom::twist() {
-  for (std::size_t i = 0; i < kStateSize; ++i) {
-    const std::uint32_t y = (state_[i] & kUpperBit) | (state_[(i + 1) % kStateSize] & kLowerBits);
-    state_[i] = state_[(i + kShift) % kStateSize] ^ (y >> 1) ^ ((y & 1u) != 0 ? kMatrix : 0u);
-  }
+  const auto step = [this](std::size_t i, std::size_t next, std::size_t shifted) {
+    const std::uint32_t y = (state_[i] & kUpperBit) | (state_[next] & kLowerBits);
+    state_[i] = state_[shifted] ^ (y >> 1) ^ ((0u - (y & 1u)) & kMatrix);
+  };
+  // In three parts without a remainder, which compilers turn into vector code.
+  for (std::size_t i = 0; i < kStateSize - kShift; ++i) step(i, i + 1, i + kShift);
+  for (std::size_t i = kStateSize - kShift; i < kStateSize - 1; ++i) step(i, i + 1, i + kShift - kStateSize);
+  step(kStateSize - 1, 0, kShift - 1);
   position_ = 0;
 }
 
 std::uint32_t PythonRandom::next_word() {
   if (position_ == kStateSize) twist();
-  std::uint32_t y = state_[position_++];
-  y ^= y >> 11;
-  y ^= (y << 7) & 0x9D2C5680u;
-  y ^= (y << 15) & 0xEFC60000u;
-  return y ^ (y >> 18);
+  return tempered(state_[position_++]);
 }
 
 std::uint64_t PythonRandom::bits(int num_bits) {
@@ -67,8 +80,8 @@ std::uint64_t PythonRandom::bits(int num_bits) {
 }
 
 double PythonRandom::uniform() {
-  const double high = next_word() >> 5, low = next_word() >> 6;
-  return (high * 67108864.0 + low) / 9007199254740992.0;  // 2^26, 2^53
+  const std::uint32_t high = next_word(), low = next_word();
+  return uniform_of(high, low);
 }
 
 std::uint64_t PythonRandom::below(std::uint64_t n) {
@@ -110,6 +123,27 @@ std::vector<std::size_t> PythonRandom::choices(std::size_t n, std::size_t count)
   for (std::size_t i = 0; i < count; ++i)
     chosen.push_back(static_cast<std::size_t>(std::floor(uniform() * static_cast<double>(n))));
   return chosen;
+}
+
+double PythonRandom::sum_of_choices(std::span<const double> values) {
+  const auto n = static_cast<double>(values.size());
+  double sum = 0.0;
+  std::array<std::uint32_t, kStateSize> words{};
+  for (std::size_t left = values.size(); left > 0;) {
+    if (position_ == kStateSize) twist();
+    if (position_ % 2 != 0) {  // a draw that two blocks share
+      sum += values[static_cast<std::size_t>(uniform() * n)];
+      --left;
+      continue;
+    }
+    const std::size_t draws = std::min(left, (kStateSize - position_) / 2);
+    for (std::size_t i = 0; i < 2 * draws; ++i) words[i] = tempered(state_[position_ + i]);
+    for (std::size_t i = 0; i < draws; ++i)
+      sum += values[static_cast<std::size_t>(uniform_of(words[2 * i], words[2 * i + 1]) * n)];
+    position_ += 2 * draws;
+    left -= draws;
+  }
+  return sum;
 }
 
 std::vector<std::size_t> PythonRandom::shuffled(std::size_t n) {

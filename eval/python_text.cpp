@@ -1,7 +1,5 @@
 #include "eval/python_text.h"
 
-#include <utf8proc.h>
-
 #include "data/unicode.h"
 
 namespace dagmoe {
@@ -9,11 +7,7 @@ namespace {
 
 bool in_range(char32_t c, char32_t first, char32_t last) { return first <= c && c <= last; }
 
-// Unicode's simple mappings; of the characters that become several only U+00DF is known.
-char32_t lower(char32_t c) { return static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c))); }
-char32_t upper(char32_t c) { return static_cast<char32_t>(utf8proc_toupper(static_cast<utf8proc_int32_t>(c))); }
-char32_t title(char32_t c) { return static_cast<char32_t>(utf8proc_totitle(static_cast<utf8proc_int32_t>(c))); }
-
+// Of the characters that Python maps to several only this one is known.
 constexpr char32_t kSharpS = 0xDF;
 
 }  // namespace
@@ -58,7 +52,7 @@ std::string python_capitalize(std::string_view text) {
     } else if (value == kInvalidCodePoint) {
       result += text.substr(i, length);
     } else {
-      append_utf8(result, i == 0 ? title(value) : lower(value));
+      append_utf8(result, i == 0 ? simple_title(value) : simple_lower(value));
     }
     i += length;
   }
@@ -72,7 +66,7 @@ std::string python_lower(std::string_view text) {
     if (value == kInvalidCodePoint) {
       result += text.substr(i, length);
     } else {
-      append_utf8(result, lower(value));
+      append_utf8(result, simple_lower(value));
     }
     i += length;
   }
@@ -88,7 +82,7 @@ std::string python_upper(std::string_view text) {
     } else if (value == kInvalidCodePoint) {
       result += text.substr(i, length);
     } else {
-      append_utf8(result, upper(value));
+      append_utf8(result, simple_upper(value));
     }
     i += length;
   }

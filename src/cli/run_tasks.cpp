@@ -45,7 +45,10 @@ std::function<Json(const Decoder&)> task_evaluator(const Recipe& recipe) {
   options.model_folder = recipe.model.path;
   for (const auto& text : recipe.eval.datasets) options.datasets.insert(parse_dataset_option(text));
   check_options(options, tasks);
-  for (const TaskConfig& task : tasks) require_data(task, options);
+  for (const TaskConfig& task : tasks) {
+    require_data(task, options);
+    prepare_task(task, options);  // what is wrong with its records or examples is said now
+  }
   const std::shared_ptr<const Tokenizer> tokenizer = load_tokenizer(recipe.model.path);
   return [tasks, options, tokenizer](const Decoder& model) {
     const c10::AutoGradMode no_gradients(false);

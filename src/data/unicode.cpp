@@ -108,6 +108,18 @@ bool is_word_char(char32_t code_point) {
   return std::any_of(std::begin(kOtherWordRanges), std::end(kOtherWordRanges), holds);
 }
 
+char32_t simple_lower(char32_t code_point) {
+  return static_cast<char32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(code_point)));
+}
+
+char32_t simple_upper(char32_t code_point) {
+  return static_cast<char32_t>(utf8proc_toupper(static_cast<utf8proc_int32_t>(code_point)));
+}
+
+char32_t simple_title(char32_t code_point) {
+  return static_cast<char32_t>(utf8proc_totitle(static_cast<utf8proc_int32_t>(code_point)));
+}
+
 std::string normalize_nfc(std::string_view text) {
   // Every code point below U+0300 is its own NFC form; 0xCC is the first lead byte beyond.
   const auto may_change = [](char c) { return static_cast<unsigned char>(c) >= 0xCC; };

@@ -28,6 +28,11 @@ const std::vector<CharClass>& char_class_table();
 /// A character that belongs to a word (\w): letters, marks, decimal and letter numbers, connectors.
 bool is_word_char(char32_t code_point);
 
+/// Unicode's simple case mappings, one character to one.
+char32_t simple_lower(char32_t code_point);
+char32_t simple_upper(char32_t code_point);
+char32_t simple_title(char32_t code_point);
+
 /// Unicode normalization form C. Text that is not valid UTF-8 is returned as it is.
 std::string normalize_nfc(std::string_view text);
 /// Every maximal piece that is no valid UTF-8 becomes one U+FFFD, as Unicode and Rust's from_utf8_lossy do.

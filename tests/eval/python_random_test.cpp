@@ -61,5 +61,17 @@ TEST_CASE("python random: seeds above 32 bits and draws above 32 bits use two wo
   CHECK(random.uniform() == 0.8628102057466185);
 }
 
+TEST_CASE("python random: sums of choices are those of single draws", "[eval]") {
+  std::vector<double> values;
+  for (int i = 0; i < 1000; ++i) values.push_back(1.0 / (i + 1));
+  PythonRandom one(7), other(7);
+  for (int round = 0; round < 5; ++round) {
+    double sum = 0.0;
+    for (const std::size_t i : one.choices(values.size(), values.size())) sum += values[i];
+    CHECK(other.sum_of_choices(values) == sum);
+    if (round == 2) CHECK(one.next_word() == other.next_word());  // from here on draws straddle blocks
+  }
+}
+
 }  // namespace
 }  // namespace dagmoe
