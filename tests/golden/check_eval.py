@@ -157,7 +157,7 @@ def run_dagmoe(args, task, records, shots, limit, folder):
     if shots > 0 and records.fewshot:
         command += ["--fewshot", f"{task}={records.fewshot}"]
     if args.chat:
-        command += ["--apply-chat-template"] + ([f"--fewshot-as-multiturn={str(args.multiturn).lower()}"])
+        command += ["--apply-chat-template"] + (["--fewshot-as-multiturn"] if args.multiturn else [])
         if args.system:
             command += ["--system-instruction", args.system]
     if args.max_batch_tokens:
