@@ -187,7 +187,9 @@ def run_dagmoe(flags, case, dtype, limit, work):
     wall, peak = run_waiting(command, flags.threads)
     with open(os.path.join(output, "results.json")) as f:
         results = json.load(f)
-    engines = [results["configs"][t].get("engine") or results.get("engine", {}).get(t) for t in tasks]
+    # A program that counts nothing says 0.
+    engines = [results.get("engine", {}).get(t, {}) for t in tasks]
+    engines = [e if e.get("tokens_computed", 0) > 0 and e.get("seconds", 0) > 0 else None for e in engines]
     seconds = sum(results["configs"][t]["seconds"] if e is None else e["seconds"] for t, e in zip(tasks, engines, strict=True))
     total = lambda key: None if None in engines else sum(e.get(key, 0) for e in engines)  # noqa: E731
     scores = {t: {k: v for k, v in results["results"][t].items() if "," in k and "stderr" not in k} for t in tasks}

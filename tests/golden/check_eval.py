@@ -5,7 +5,7 @@ usage: check_eval.py --model FOLDER --data SHARED_DATA --dagmoe PROGRAM [--tasks
 
 lm-eval runs its own task files (yaml and Python) offline; only the data sets are replaced, by eval_records.py. dagmoe
 reads the same records as files in the upstream layouts. Compared, document by document: prompts, continuations, log-
-likelihoods (within 1e-3), is_greedy, generated and filtered texts, hashes, each metric, its mean and standard error.
+likelihoods (within 1e-3, or one float32 step of lm-eval's sum where that is more), is_greedy, generated and filtered texts, hashes, each metric, its mean and standard error.
 A greedy flag, a text or a metric may differ only at a near-tie: where lm-eval's two best logits (or, for a metric, its two
 best scores) are closer than 1e-4. Every such place is listed. Exit status 1 when anything else differs.
 
@@ -157,7 +157,7 @@ def run_dagmoe(args, task, records, shots, limit, folder):
     if shots > 0 and records.fewshot:
         command += ["--fewshot", f"{task}={records.fewshot}"]
     if args.chat:
-        command += ["--apply-chat-template"] + ([f"--fewshot-as-multiturn={str(args.multiturn).lower()}"])
+        command += ["--apply-chat-template"] + (["--fewshot-as-multiturn"] if args.multiturn else [])
         if args.system:
             command += ["--system-instruction", args.system]
     if args.max_batch_tokens:
@@ -200,6 +200,12 @@ def texts_of(sample):
     return [r[0] for r in sample["resps"]]
 
 
+def tolerance_of(log_likelihood):
+    """lm-eval's sum is a float32: beyond 16,384 nats (whole pages) one of its steps is more than 1e-3."""
+    step = 2.0 ** (math.floor(math.log2(max(1.0, abs(log_likelihood)))) - 23)
+    return max(LOG_LIKELIHOOD, step)
+
+
 class Judge:
     """Differences of one task: hard ones, and those at near-ties."""
 
@@ -231,7 +237,7 @@ class Judge:
             self.requests += 1
             difference = abs(a[0] - b[0]) if not math.isnan(b[0]) else math.inf
             self.largest = max(self.largest, difference)
-            if difference > LOG_LIKELIHOOD:
+            if difference > tolerance_of(a[0]):
                 self.differ(f"{where}, request {i}: log-likelihood lm-eval {a[0]:.6f}, dagmoe {b[0]:.6f} of {continuation!r}")  # fmt: skip
             if a[1] is not None and a[1] != b[1]:
                 self.flags += 1
@@ -275,7 +281,7 @@ class Judge:
         for name in theirs["metrics"]:
             a, b = theirs.get(name), ours.get(name)
             if isinstance(a, list) or isinstance(b, list):
-                same = a is not None and b is not None and all(abs(float(x) - float(y)) <= LOG_LIKELIHOOD for x, y in zip(flat(a), flat(b), strict=True))  # fmt: skip
+                same = a is not None and b is not None and all(abs(float(x) - float(y)) <= tolerance_of(float(x)) for x, y in zip(flat(a), flat(b), strict=True))  # fmt: skip
             else:
                 same = b is not None and (a == b or abs(float(a) - float(b)) <= (LOG_LIKELIHOOD if name == "perplexity" else 0.0))  # fmt: skip
             if not same:
