@@ -90,8 +90,8 @@ void time_tables(const char* dtype_name, at::ScalarType dtype) {
                                           data<T>(glu), data<T>(grad_gate), data<T>(grad_up)};
   const DagPairsForward<T> pairs = {kTokens, kChosen, kNodeWidth, data<T>(abce), data<T>(s)};
   const DagPairsBackward<T> pairs_back = {kTokens, kChosen, kNodeWidth, data<T>(abce), data<T>(s), data<T>(grad_abce)};
-  const CrossEntropy<T> entropy = {kLogitRows, kVocabulary, data<T>(logits),   data<std::int64_t>(target),
-                                   1.0,        false,       data<double>(loss)};
+  const CrossEntropy<T> entropy = {kLogitRows, kVocabulary, data<T>(logits), data<std::int64_t>(target),
+                                   1.0,        0.0,         false,           data<double>(loss)};
 
   constexpr std::int64_t kAdamSize = 1 << 20;
   const at::Tensor param = at::randn({kAdamSize}), grad = at::randn({kAdamSize});
