@@ -27,6 +27,8 @@ struct KernelTable {
   void (*attention_softmax)(const AttentionSoftmax&);  ///< on floats too
   void (*few_row_scores)(const FewRows<T>&);
   void (*few_row_values)(const FewRows<T>&);
+  void (*rows_to_floats)(const FloatRows<T>&);
+  void (*floats_to_rows)(const FloatRows<T>&);
 };
 
 /// Instruction sets, slowest first. The reference table is the readable one that judges the others.

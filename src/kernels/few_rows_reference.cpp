@@ -30,11 +30,37 @@ void few_row_values(const FewRows<T>& args) {
   }
 }
 
+template <class T>
+void rows_to_floats(const FloatRows<T>& args) {
+  for (std::int64_t n = 0; n < args.N; ++n) {
+    for (std::int64_t i = 0; i < args.d; ++i) {
+      const double value = to_accumulate(args.rows_Nd[n * args.row_stride + i]);
+      args.floats_Nd[n * args.d + i] = static_cast<float>(value * static_cast<double>(args.scale));
+    }
+  }
+}
+
+template <class T>
+void floats_to_rows(const FloatRows<T>& args) {
+  for (std::int64_t n = 0; n < args.N; ++n) {
+    for (std::int64_t i = 0; i < args.d; ++i) {
+      const double value = static_cast<double>(args.floats_Nd[n * args.d + i]) / static_cast<double>(args.divisor_N[n]);
+      args.rows_Nd[n * args.row_stride + i] = to_element<T>(static_cast<Accumulate<T>>(value));
+    }
+  }
+}
+
 template void few_row_scores(const FewRows<float>&);
 template void few_row_scores(const FewRows<Bf16>&);
 template void few_row_scores(const FewRows<double>&);
 template void few_row_values(const FewRows<float>&);
 template void few_row_values(const FewRows<Bf16>&);
 template void few_row_values(const FewRows<double>&);
+template void rows_to_floats(const FloatRows<float>&);
+template void rows_to_floats(const FloatRows<Bf16>&);
+template void rows_to_floats(const FloatRows<double>&);
+template void floats_to_rows(const FloatRows<float>&);
+template void floats_to_rows(const FloatRows<Bf16>&);
+template void floats_to_rows(const FloatRows<double>&);
 
 }  // namespace dagmoe::reference

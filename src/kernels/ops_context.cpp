@@ -4,11 +4,9 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstring>
 #include <limits>
 
 #include "kernels/dispatch.h"
-#include "kernels/element_convert.h"
 #include "kernels/ops.h"
 #include "kernels/ops_support.h"
 
@@ -80,22 +78,6 @@ struct Run {
   std::int64_t count;
 };
 
-void copy_row(const float* from, float* to, std::int64_t size, float scale) {
-  for (std::int64_t i = 0; i < size; ++i) to[i] = from[i] * scale;
-}
-void copy_row(const Bf16* from, float* to, std::int64_t size, float scale) {
-  for (std::int64_t i = 0; i < size; ++i) {
-    const std::uint32_t bits = static_cast<std::uint32_t>(from[i].bits) << 16;
-    float value;
-    std::memcpy(&value, &bits, sizeof value);
-    to[i] = value * scale;
-  }
-}
-void copy_row(const float* from, float* to, std::int64_t size) { std::copy(from, from + size, to); }
-void copy_row(const float* from, Bf16* to, std::int64_t size) {
-  for (std::int64_t i = 0; i < size; ++i) to[i] = to_element<Bf16>(from[i]);
-}
-
 template <class T>
 class ContextAttention {
  public:
@@ -155,8 +137,11 @@ class ContextAttention {
         runs.push_back({{first, stride}, count});
       } else {
         buffer.resize(static_cast<std::size_t>((num_columns + count) * d_));
-        for (std::int64_t i = 0; i < count; ++i)
-          copy_row(first + i * stride, buffer.data() + (num_columns + i) * d_, d_, 1);
+        kernels<T>().rows_to_floats({.N = count,
+                                     .d = d_,
+                                     .row_stride = stride,
+                                     .rows_Nd = first,
+                                     .floats_Nd = buffer.data() + num_columns * d_});
       }
       num_columns += count;
     });
@@ -199,10 +184,12 @@ class ContextAttention {
     buffers.out.resize(static_cast<std::size_t>(rows * d_));
     buffers.scores.resize(static_cast<std::size_t>(rows * C));
     buffers.sums.resize(static_cast<std::size_t>(rows));
-    for (std::int64_t i = 0; i < n; ++i) {
-      copy_row(q_.data + (first_row + i) * q_.row + task.kv_head * M_ * d_, buffers.queries.data() + i * M_ * d_,
-               M_ * d_, scale_);
-    }
+    kernels<T>().rows_to_floats({.N = n,
+                                 .d = M_ * d_,
+                                 .row_stride = q_.row,
+                                 .rows_Nd = q_.data + first_row * q_.row + task.kv_head * M_ * d_,
+                                 .floats_Nd = buffers.queries.data(),
+                                 .scale = scale_});
     const Matrix queries = {buffers.queries.data(), d_}, scores = {buffers.scores.data(), C},
                  out = {buffers.out.data(), d_};
     const bool has_few_rows = rows <= kFewRows;
@@ -232,12 +219,14 @@ class ContextAttention {
         column += run.count;
       }
     }
-    for (std::int64_t row = 0; row < rows; ++row) {
-      float* out_d = out.data + row * d_;
-      copy_row(out_d, out_d, d_, 1 / buffers.sums[static_cast<std::size_t>(row)]);
+    for (std::int64_t i = 0; i < n; ++i) {
+      kernels<T>().floats_to_rows({.N = M_,
+                                   .d = d_,
+                                   .row_stride = d_,
+                                   .rows_Nd = out_.data + (first_row + i) * out_.row + task.kv_head * M_ * d_,
+                                   .floats_Nd = out.data + i * M_ * d_,
+                                   .divisor_N = buffers.sums.data() + i * M_});
     }
-    for (std::int64_t i = 0; i < n; ++i)
-      copy_row(out.data + i * M_ * d_, out_.data + (first_row + i) * out_.row + task.kv_head * M_ * d_, M_ * d_);
   }
 
   std::int64_t d_, num_kv_heads_, M_, window_;

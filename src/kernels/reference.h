@@ -37,5 +37,9 @@ template <class T>
 void few_row_scores(const FewRows<T>& args);
 template <class T>
 void few_row_values(const FewRows<T>& args);
+template <class T>
+void rows_to_floats(const FloatRows<T>& args);
+template <class T>
+void floats_to_rows(const FloatRows<T>& args);
 
 }  // namespace dagmoe::reference

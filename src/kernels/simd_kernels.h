@@ -372,6 +372,28 @@ void few_row_values(const FewRows<T>& args) {
   for_each_rows(args.R, [&](auto count, std::int64_t first) { some_row_values<decltype(count)::value>(args, first); });
 }
 
+template <class T>
+void rows_to_floats(const FloatRows<T>& args) {
+  for (std::int64_t n = 0; n < args.N; ++n) {
+    const T* row_d = args.rows_Nd + n * args.row_stride;
+    float* floats_d = args.floats_Nd + n * args.d;
+    for_each_block(args.d, [&](std::int64_t i, auto lanes) {
+      store(floats_d + i, load(row_d + i, lanes) * set(args.scale), lanes);
+    });
+  }
+}
+
+template <class T>
+void floats_to_rows(const FloatRows<T>& args) {
+  for (std::int64_t n = 0; n < args.N; ++n) {
+    T* row_d = args.rows_Nd + n * args.row_stride;
+    const float* floats_d = args.floats_Nd + n * args.d;
+    const Vec factor = set(1 / args.divisor_N[n]);
+    for_each_block(args.d,
+                   [&](std::int64_t i, auto lanes) { store(row_d + i, load(floats_d + i, lanes) * factor, lanes); });
+  }
+}
+
 // The dynamic map of adamw_8bit.h as arithmetic. The levels of decade d = 0 ... 6 are the middles of n equal parts of
 // 10^(d-7) ... 10^(d-6), so a value's level is the part it falls into. k numbers the levels of one sign from zero: 0 is
 // zero, decade d begins at k = n (with sign, n = 2^d) or n - 1 (without, n = 2^(d+1)), and 1 comes last.
@@ -467,9 +489,9 @@ void adamw_8bit(const AdamW8bit& args) {
 
 template <class T>
 constexpr KernelTable<T> simd_table() {
-  return {rms_norm_forward<T>,  rms_norm_backward<T>,  rope<T>,          swiglu_forward<T>, swiglu_backward<T>,
-          dag_pairs_forward<T>, dag_pairs_backward<T>, cross_entropy<T>, adamw_8bit,        log_sum_exp<T>,
-          attention_softmax,    few_row_scores<T>,     few_row_values<T>};
+  return {rms_norm_forward<T>,  rms_norm_backward<T>,  rope<T>,           swiglu_forward<T>, swiglu_backward<T>,
+          dag_pairs_forward<T>, dag_pairs_backward<T>, cross_entropy<T>,  adamw_8bit,        log_sum_exp<T>,
+          attention_softmax,    few_row_scores<T>,     few_row_values<T>, rows_to_floats<T>, floats_to_rows<T>};
 }
 
 }  // namespace

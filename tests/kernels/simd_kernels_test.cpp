@@ -444,3 +444,24 @@ TEMPLATE_TEST_CASE("few rows: every table gives what the reference gives", "[ker
     }
   });
 }
+
+TEMPLATE_TEST_CASE("float rows: every table gives what the reference gives", "[kernels]", float, Bf16) {
+  using T = TestType;
+  for_each_table<T>([](const KernelTable<T>& table, const KernelTable<T>& reference) {
+    for (const std::int64_t d : kSizes) {
+      const std::int64_t N = 3, stride = d + 2;
+      const at::Tensor rows = random_values<T>({N * stride - 2}, 1, 4), other_rows = guarded(rows);
+      const at::Tensor floats = empty_values<float>({N, d}), other = guarded(floats);
+      const at::Tensor divisors = random_values<float>({N}, 0.1, 5, 2);
+      FloatRows<T> args = {N, d, stride, data<T>(rows), data<float>(floats), 0.3F, data<float>(divisors)};
+      FloatRows<T> other_args = args;
+      other_args.rows_Nd = data<T>(other_rows), other_args.floats_Nd = data<float>(other);
+      table.rows_to_floats(args);
+      reference.rows_to_floats(other_args);
+      require_as_reference<float>(floats, other);
+      table.floats_to_rows(args);
+      reference.floats_to_rows(other_args);
+      require_as_reference<T>(rows, other_rows);
+    }
+  });
+}
