@@ -130,6 +130,8 @@ def run_plain_dag(spec):
             super().__init__()
             self.norm, self.down = nn.LayerNorm(width, bias=False), nn.Linear(width, G, bias=False)
             self.mix, self.up = nn.Linear(G, 4 * G, bias=False), nn.Linear(G, width, bias=False)
+            for linear in (self.down, self.mix):  # as dagmoe begins, so that losses compare
+                nn.init.normal_(linear.weight, std=model.config.initializer_range)
             nn.init.zeros_(self.up.weight)
 
         def forward(self, x):
