@@ -14,12 +14,13 @@ hidden size x rows scored; attention is left out) over what this machine's matri
 import argparse
 import json
 import os
-import re
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
+
+from measure import peak_of_this_process
 
 sys.path.insert(0, os.path.join(os.path.dirname(os.path.abspath(__file__)), "../tests/golden"))
 
@@ -71,10 +72,6 @@ class Clock:
         return call
 
 
-def peak_rss():
-    return int(re.search(r"VmHWM:\s+(\d+)", open("/proc/self/status").read())[1]) * 1024
-
-
 def peer(spec):
     begin = time.perf_counter()
     import torch
@@ -106,7 +103,7 @@ def peer(spec):
             )
             scores[name] = {k: v for k, v in results.items() if "," in k and "stderr" not in k}
         seconds[batch] = clock.seconds
-    out = {"seconds": seconds, "load_seconds": load_seconds, "tokens": clock.tokens, "peak_rss_bytes": peak_rss(), "scores": scores}
+    out = {"seconds": seconds, "load_seconds": load_seconds, "tokens": clock.tokens, "peak_rss_bytes": peak_of_this_process(), "scores": scores}
     with open(spec["out"], "w") as f:
         json.dump(out, f, default=float)
 

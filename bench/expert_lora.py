@@ -19,6 +19,8 @@ import sys
 import tempfile
 import time
 
+from measure import peak_of_this_process
+
 TARGETS = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
 LENGTH = 256
 
@@ -36,13 +38,6 @@ def make_model(folder, tokenizer, experts):
     )
     Qwen3MoeForCausalLM(config).save_pretrained(folder)
     tok.save_pretrained(folder)
-
-
-def peak_of_this_process():
-    """Not getrusage's maximum, which begins with that of the program that started this one."""
-    for line in open("/proc/self/status"):
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
 
 
 def run_peft(folder, data, steps, sequences):

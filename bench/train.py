@@ -22,6 +22,8 @@ import subprocess
 import sys
 import tempfile
 
+from measure import peak_of_this_process
+
 HEADER = "Below is an instruction that describes a task"
 LENGTH, LR = 512, 2e-5
 RANK, ALPHA = 8, 16
@@ -50,13 +52,6 @@ def write_records(data, count, folder):
 
 
 # ---- Peers: each runs in a process of its own and prints one JSON object.
-
-def peak_of_this_process():
-    """Not getrusage's maximum, which begins with that of the program that started this one."""
-    for line in open("/proc/self/status"):
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-
 
 def report(seconds, tokens, losses, start):
     warm = max(2, len(seconds) // 5)

@@ -60,21 +60,6 @@ void test_accuracy(const std::vector<Pair>& pairs, ScoreChange& change) {
   change.p_value = mcnemar_p(only_before, only_after);
 }
 
-// A metric over resampled documents from the sums that every metric of ours is a function of.
-double score_of_sums(Metric metric, double value, double weight) {
-  const double mean = value / weight;
-  switch (metric) {
-    case Metric::kPerplexity:
-    case Metric::kWordPerplexity:
-    case Metric::kBytePerplexity:
-      return std::exp(-mean);
-    case Metric::kBitsPerByte:
-      return -mean / std::log(2.0);
-    default:
-      return mean;
-  }
-}
-
 void test_by_bootstrap(Metric metric, const std::vector<Pair>& pairs, ScoreChange& change) {
   PythonRandom random(kSeed);
   std::vector<double> differences;
@@ -86,7 +71,8 @@ void test_by_bootstrap(Metric metric, const std::vector<Pair>& pairs, ScoreChang
       before += pair.before.value, before_weight += pair.before.weight;
       after += pair.after.value, after_weight += pair.after.weight;
     }
-    const double difference = score_of_sums(metric, after, after_weight) - score_of_sums(metric, before, before_weight);
+    const double difference =
+        score_of_mean(metric, after / after_weight) - score_of_mean(metric, before / before_weight);
     below += difference <= 0.0;
     above += difference >= 0.0;
     differences.push_back(difference);

@@ -98,19 +98,31 @@ std::int64_t pick_by_mutual_info(std::span<const LogLikelihood> scores, std::spa
   return first_highest(gains);
 }
 
+double score_of_mean(Metric metric, double mean) {
+  switch (metric) {
+    case Metric::kPerplexity:
+    case Metric::kWordPerplexity:
+    case Metric::kBytePerplexity:
+      return std::exp(-mean);
+    case Metric::kBitsPerByte:
+      return -mean / std::log(2.0);
+    default:
+      return mean;
+  }
+}
+
 Aggregate aggregate(Metric metric, std::span<const MetricValue> values) {
   switch (metric) {
     case Metric::kPerplexity: {
       const std::vector<double> plain = plain_values(values);
-      Aggregate result{.value = std::exp(-mean(plain))};
+      Aggregate result{.value = score_of_mean(metric, mean(plain))};
       if (plain.size() > 1) result.standard_error = bootstrap_perplexity_error(plain);
       return result;
     }
     case Metric::kWordPerplexity:
     case Metric::kBytePerplexity:
-      return {.value = std::exp(-weighted_mean(values))};
     case Metric::kBitsPerByte:
-      return {.value = -weighted_mean(values) / std::log(2.0)};
+      return {.value = score_of_mean(metric, weighted_mean(values))};
     case Metric::kLoss:
       throw InternalError("aggregate: a loss is no mean over documents");
     default: {

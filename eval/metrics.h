@@ -44,6 +44,8 @@ struct Aggregate {
   double value = 0.0;
   std::optional<double> standard_error = {};
 };
+/// The score that the (weighted) mean of the documents' values is.
+double score_of_mean(Metric metric, double mean);
 /// Not for kLoss, which is a ratio of sums (eval/valid_loss.h). The standard error of kPerplexity is a bootstrap.
 Aggregate aggregate(Metric metric, std::span<const MetricValue> values);
 

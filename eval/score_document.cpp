@@ -111,19 +111,7 @@ void RunningScore::add(const SampleResult& sample) {
   }
 }
 
-double RunningScore::value() const {
-  const double mean = weight_ == 0.0 ? 0.0 : sum_ / weight_;
-  switch (metric_) {
-    case Metric::kPerplexity:
-    case Metric::kWordPerplexity:
-    case Metric::kBytePerplexity:
-      return std::exp(-mean);
-    case Metric::kBitsPerByte:
-      return -mean / std::log(2.0);
-    default:
-      return mean;
-  }
-}
+double RunningScore::value() const { return score_of_mean(metric_, weight_ == 0.0 ? 0.0 : sum_ / weight_); }
 
 std::vector<MetricResult> aggregate_samples(const TaskConfig& task, std::span<const SampleResult> samples) {
   if (task.output_type == OutputType::kValidLoss) return aggregate_losses(samples);

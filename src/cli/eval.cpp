@@ -196,9 +196,10 @@ void register_eval(CLI::App& app, RunCommand& run) {
   add_task_options(*command, *flags);
   add_prompt_options(*command, *flags);
   command->add_option("--dtype", flags->dtype, "compute type: float32 or bfloat16")->capture_default_str();
-  command->add_option("--max-batch-tokens", flags->max_batch_tokens, "tokens of one forward pass; 0: found from memory")
-      ->capture_default_str()
-      ->check(CLI::Range(0, 1 << 20));
+  command
+      ->add_option("--max-batch-tokens", flags->max_batch_tokens,
+                   "tokens of one forward pass (default: found from memory)")
+      ->check(CLI::Range(16, 1 << 20));
   add_output_options(*command, *flags);
   command->callback([flags, &run] { run = [flags] { return eval_command(*flags); }; });
 }

@@ -20,18 +20,6 @@ constexpr std::array<std::string_view, 12> kMarkers = {
     "### Instruction:", "### Input:", "### Response:", "### User:", "<|im_start|>",        "<|im_end|>",
     "<|endoftext|>",    "[INST]",     "[/INST]",       "<<SYS>>",   "<|start_header_id|>", "<|eot_id|>"};
 
-std::vector<PreviewPiece> pieces_of(const Example& example, const Tokenizer& tokenizer) {
-  std::vector<PreviewPiece> pieces;
-  for (std::size_t begin = 0; begin < example.tokens.size();) {
-    std::size_t end = begin;
-    while (end < example.tokens.size() && example.loss_mask[end] == example.loss_mask[begin]) ++end;
-    const std::span<const TokenId> ids(example.tokens.data() + begin, end - begin);
-    pieces.push_back({tokenizer.decode(ids, /*keep_special=*/true), example.loss_mask[begin] != 0});
-    begin = end;
-  }
-  return pieces;
-}
-
 /// Looks at every sample for what is most often wrong with data.
 class Inspector {
  public:
@@ -50,7 +38,6 @@ class Inspector {
   void look_at(const StreamExample& example) {
     if (begins_with_bos_twice(example)) find(kDoubledBos, example);
     if (!example.truncated && !has_end(example)) find(kNoEnd, example);
-    answer_.clear();
     ids_.clear();
     for (std::size_t i = 0; i < example.tokens.size(); ++i) {
       if (example.loss_mask[i] != 0 && !is_control(example.tokens[i])) ids_.push_back(example.tokens[i]);
@@ -96,7 +83,7 @@ class Inspector {
 
   const ExampleStream& stream_;
   const Tokenizer& tokenizer_;
-  std::string eos_, answer_;
+  std::string eos_;
   std::vector<TokenId> ids_;
   std::vector<bool> is_control_;
   std::vector<PreviewFinding> findings_;
@@ -118,7 +105,7 @@ void count_samples(DataPreview& preview, ExampleStream& stream, const Tokenizer&
     const auto size = static_cast<std::int64_t>(example->tokens.size());
     if (preview.samples_seen < options.num_samples)
       preview.samples.push_back(
-          {stream.place_of(*example), size, example->num_targets(), pieces_of(*example, tokenizer)});
+          {stream.place_of(*example), size, example->num_targets(), decoded_pieces(*example, tokenizer)});
     ++preview.samples_seen;
     preview.tokens += size;
     preview.supervised_tokens += example->num_targets();
@@ -180,7 +167,7 @@ std::vector<LengthRange> length_ranges(const DataPreview& preview) {
 
 std::string sample_lines(const PreviewSample& sample, bool color) {
   std::string text = str(sample.place, ": ", sample.tokens, " tokens, ", sample.supervised_tokens, " learnt\n");
-  for (const PreviewPiece& piece : sample.pieces) {
+  for (const DecodedPiece& piece : sample.pieces) {
     // Text of a file must not steer the terminal.
     std::string shown;
     for (const std::string& line : split(piece.text, '\n')) shown += (shown.empty() ? "" : "\n") + one_line(line);
@@ -266,7 +253,7 @@ Json preview_json(const DataPreview& preview) {
   Json samples = Json::array(), sources = Json::array(), lengths = Json::array(), findings = Json::array();
   for (const PreviewSample& sample : preview.samples) {
     Json pieces = Json::array();
-    for (const PreviewPiece& piece : sample.pieces)
+    for (const DecodedPiece& piece : sample.pieces)
       pieces.push_back({{"text", piece.text}, {"supervised", piece.is_supervised}});
     samples.push_back({{"source", sample.place},
                        {"tokens", sample.tokens},

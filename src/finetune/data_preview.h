@@ -7,18 +7,14 @@
 #include "base/json.h"
 #include "data/example_stream.h"
 #include "finetune/recipe.h"
+#include "finetune/run_data.h"
 
 namespace dagmoe {
 
-/// Neighbouring tokens of a sample that are learnt, or are not.
-struct PreviewPiece {
-  std::string text;
-  bool is_supervised = false;
-};
 struct PreviewSample {
   std::string place;  ///< "file:line"
   std::int64_t tokens = 0, supervised_tokens = 0;
-  std::vector<PreviewPiece> pieces;
+  std::vector<DecodedPiece> pieces;
 };
 
 /// What looks wrong in the samples: how many, and where the first few are.

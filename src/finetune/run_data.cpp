@@ -26,21 +26,19 @@ void report_counters(const std::string& label, const StreamCounters& counters) {
     log_warning(str(label, ": ", counters.bad_records, " bad records were left out (data.max_bad_records allows it)"));
 }
 
-// Neighbouring tokens of one kind as one text.
-Json pieces_of(const Example& example, const Tokenizer& tokenizer) {
-  Json pieces = Json::array();
+}  // namespace
+
+std::vector<DecodedPiece> decoded_pieces(const Example& example, const Tokenizer& tokenizer) {
+  std::vector<DecodedPiece> pieces;
   for (std::size_t begin = 0; begin < example.tokens.size();) {
     std::size_t end = begin;
     while (end < example.tokens.size() && example.loss_mask[end] == example.loss_mask[begin]) ++end;
     const std::span<const TokenId> ids(example.tokens.data() + begin, end - begin);
-    pieces.push_back(
-        {{"text", tokenizer.decode(ids, /*keep_special=*/true)}, {"supervised", example.loss_mask[begin] != 0}});
+    pieces.push_back({tokenizer.decode(ids, /*keep_special=*/true), example.loss_mask[begin] != 0});
     begin = end;
   }
   return pieces;
 }
-
-}  // namespace
 
 void report_cuts(const StreamCounters& before, const StreamCounters& after, std::int64_t num_passes,
                  std::int64_t max_seq_len) {
@@ -106,9 +104,12 @@ Json sample_json(ExampleStream& stream, const Tokenizer& tokenizer, std::int64_t
   while (static_cast<std::int64_t>(samples.size()) < count) {
     const auto example = stream.next();
     if (!example) break;
+    Json pieces = Json::array();
+    for (const DecodedPiece& piece : decoded_pieces(*example, tokenizer))
+      pieces.push_back({{"text", piece.text}, {"supervised", piece.is_supervised}});
     samples.push_back({{"source", std::filesystem::path(stream.place_of(*example)).filename().string()},
                        {"tokens", example->tokens.size()},
-                       {"pieces", pieces_of(*example, tokenizer)}});
+                       {"pieces", std::move(pieces)}});
   }
   stream.seek(start);
   return samples;

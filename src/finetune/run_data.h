@@ -5,6 +5,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "base/json.h"
 #include "data/example_stream.h"
@@ -32,6 +33,13 @@ RunData open_data(const Recipe& recipe, const std::filesystem::path& bad_records
 /// two moments. `num_passes`: how often it went over its samples between them.
 void report_cuts(const StreamCounters& before, const StreamCounters& after, std::int64_t num_passes,
                  std::int64_t max_seq_len);
+
+/// Neighbouring tokens of an example of which all are learnt or none, as text with its control tokens.
+struct DecodedPiece {
+  std::string text;
+  bool is_supervised = false;
+};
+std::vector<DecodedPiece> decoded_pieces(const Example& example, const Tokenizer& tokenizer);
 
 /// The first training samples as they are learnt: [{"source": "file:line", "tokens": n, "pieces": [{"text",
 /// "supervised"}]}]. The stream stands afterwards where it stood before.

@@ -169,11 +169,7 @@ bool exceeds_window(const std::vector<std::int64_t>& offsets, std::int64_t windo
 
 void check_attention(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
                      const std::vector<std::int64_t>& offsets) {
-  require(q_THd.dim() == 3 && k_THkd.dim() == 3 && k_THkd.sizes() == v_THkd.sizes() &&
-              q_THd.size(0) == k_THkd.size(0) && q_THd.size(2) == k_THkd.size(2) && k_THkd.size(1) > 0 &&
-              q_THd.size(1) % k_THkd.size(1) == 0,
-          "segment_attention: found q ", shape_text(q_THd.sizes()), ", k ", shape_text(k_THkd.sizes()), ", v ",
-          shape_text(v_THkd.sizes()));
+  require_attention_shapes("segment_attention", q_THd, k_THkd, v_THkd);
   require(!offsets.empty() && offsets.front() == 0 && offsets.back() == q_THd.size(0) &&
               std::is_sorted(offsets.begin(), offsets.end()),
           "segment_attention: offsets must rise from 0 to the ", q_THd.size(0), " tokens");

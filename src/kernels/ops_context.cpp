@@ -35,22 +35,14 @@ struct Matrix {
   std::int64_t stride;
 };
 
-// c_mn = a_mk b_nk^T
-void multiply_transposed(std::int64_t m, std::int64_t n, std::int64_t k, Matrix a_mk, Matrix b_nk, Matrix c_mn) {
+// c_mn = beta c_mn + a_mk b, where b is kn, or nk and transposed.
+void multiply(std::int64_t m, std::int64_t n, std::int64_t k, Matrix a_mk, Matrix b, bool b_is_nk, float beta,
+              Matrix c_mn) {
   const int rows = static_cast<int>(m), columns = static_cast<int>(n), inner = static_cast<int>(k);
-  const int lda = static_cast<int>(a_mk.stride), ldb = static_cast<int>(b_nk.stride),
-            ldc = static_cast<int>(c_mn.stride);
-  const float one = 1, zero = 0;
-  sgemm_("T", "N", &columns, &rows, &inner, &one, b_nk.data, &ldb, a_mk.data, &lda, &zero, c_mn.data, &ldc);
-}
-
-// c_mn = beta c_mn + a_mk b_kn
-void multiply(std::int64_t m, std::int64_t n, std::int64_t k, Matrix a_mk, Matrix b_kn, float beta, Matrix c_mn) {
-  const int rows = static_cast<int>(m), columns = static_cast<int>(n), inner = static_cast<int>(k);
-  const int lda = static_cast<int>(a_mk.stride), ldb = static_cast<int>(b_kn.stride),
-            ldc = static_cast<int>(c_mn.stride);
+  const int lda = static_cast<int>(a_mk.stride), ldb = static_cast<int>(b.stride), ldc = static_cast<int>(c_mn.stride);
   const float one = 1;
-  sgemm_("N", "N", &columns, &rows, &inner, &one, b_kn.data, &ldb, a_mk.data, &lda, &beta, c_mn.data, &ldc);
+  sgemm_(b_is_nk ? "T" : "N", "N", &columns, &rows, &inner, &one, b.data, &ldb, a_mk.data, &lda, &beta, c_mn.data,
+         &ldc);
 }
 
 /// Element (t, h, i) at data[t * row + h * d + i].
@@ -198,7 +190,7 @@ class ContextAttention {
     } else {
       std::int64_t column = 0;
       for (const Run& run : runs_of(task, k_, cached_k_, buffers.keys)) {
-        multiply_transposed(rows, run.count, d_, queries, run.rows, {scores.data + column, C});
+        multiply(rows, run.count, d_, queries, run.rows, /*b_is_nk=*/true, 0.0F, {scores.data + column, C});
         column += run.count;
       }
     }
@@ -215,7 +207,8 @@ class ContextAttention {
     } else {
       std::int64_t column = 0;
       for (const Run& run : runs_of(task, v_, cached_v_, buffers.values)) {
-        multiply(rows, d_, run.count, {scores.data + column, C}, run.rows, column == 0 ? 0.0F : 1.0F, out);
+        multiply(rows, d_, run.count, {scores.data + column, C}, run.rows, /*b_is_nk=*/false, column == 0 ? 0.0F : 1.0F,
+                 out);
         column += run.count;
       }
     }
@@ -243,11 +236,7 @@ bool any_cached(const std::vector<ContextSegment>& segments) {
 void check_context(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
                    const at::Tensor& cached_k_SHkd, const at::Tensor& cached_v_SHkd,
                    const std::vector<ContextSegment>& segments) {
-  require(q_THd.dim() == 3 && k_THkd.dim() == 3 && k_THkd.sizes() == v_THkd.sizes() &&
-              q_THd.size(0) == k_THkd.size(0) && q_THd.size(2) == k_THkd.size(2) && k_THkd.size(1) > 0 &&
-              q_THd.size(1) % k_THkd.size(1) == 0,
-          "context_attention: found q ", shape_text(q_THd.sizes()), ", k ", shape_text(k_THkd.sizes()), ", v ",
-          shape_text(v_THkd.sizes()));
+  require_attention_shapes("context_attention", q_THd, k_THkd, v_THkd);
   const std::int64_t num_rows = q_THd.size(0), num_cached = cached_k_SHkd.defined() ? cached_k_SHkd.size(0) : 0;
   if (any_cached(segments)) {
     require(cached_k_SHkd.defined() && cached_v_SHkd.defined() && cached_k_SHkd.sizes() == cached_v_SHkd.sizes() &&

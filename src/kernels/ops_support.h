@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <string_view>
 
 #include "base/error.h"
 #include "base/text.h"
@@ -26,6 +27,16 @@ using torch::autograd::variable_list;
 template <class... Parts>
 void require(bool condition, const Parts&... parts) {
   if (!condition) throw InternalError(str("kernels: ", parts...));
+}
+
+/// Queries [T, H, d] beside keys and values [T, Hk, d], where H is a multiple of Hk.
+inline void require_attention_shapes(std::string_view op, const at::Tensor& q_THd, const at::Tensor& k_THkd,
+                                     const at::Tensor& v_THkd) {
+  require(q_THd.dim() == 3 && k_THkd.dim() == 3 && k_THkd.sizes() == v_THkd.sizes() &&
+              q_THd.size(0) == k_THkd.size(0) && q_THd.size(2) == k_THkd.size(2) && k_THkd.size(1) > 0 &&
+              q_THd.size(1) % k_THkd.size(1) == 0,
+          op, ": found q ", shape_text(q_THd.sizes()), ", k ", shape_text(k_THkd.sizes()), ", v ",
+          shape_text(v_THkd.sizes()));
 }
 
 /// Carries an element type into a generic lambda.

@@ -6,6 +6,7 @@
 #include "base/error.h"
 #include "base/text.h"
 #include "data/example_stream.h"
+#include "tests/data/stream_answers.h"
 #include "tests/support/byte_tokenizer.h"
 #include "tests/support/catch.h"
 #include "tests/support/text_file.h"
@@ -38,21 +39,6 @@ std::string records(int from, int to) {
   std::string text;
   for (int i = from; i < to; ++i) text += str("{\"prompt\":\"p\",\"completion\":\"", i, "\"}\n");
   return text;
-}
-SourceConfig source(const TextFile& file) { return {.path = file.path(), .format = RecordFormat::kPromptCompletion}; }
-
-// The answer of an example, which names it.
-std::string answer_of(const Example& example) {
-  std::string text;
-  for (std::size_t i = 0; i < example.tokens.size(); ++i) {
-    if (example.loss_mask[i] != 0 && example.tokens[i] < kByteBos) text.push_back(static_cast<char>(example.tokens[i]));
-  }
-  return text;
-}
-std::vector<std::string> epoch_of(ExampleStream& stream) {
-  std::vector<std::string> answers;
-  while (const auto example = stream.next()) answers.push_back(answer_of(*example));
-  return answers;
 }
 
 TEST_CASE("example: tokens of the answer and EOS are supervised, the prompt is not", "[data]") {

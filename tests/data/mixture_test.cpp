@@ -10,6 +10,7 @@
 #include "base/text.h"
 #include "data/duplicate_counter.h"
 #include "data/example_stream.h"
+#include "tests/data/stream_answers.h"
 #include "tests/support/byte_tokenizer.h"
 #include "tests/support/catch.h"
 #include "tests/support/text_file.h"
@@ -31,23 +32,6 @@ std::string packed(const std::string& text) {
   std::string bytes(ZSTD_compressBound(text.size()), '\0');
   bytes.resize(ZSTD_compress(bytes.data(), bytes.size(), text.data(), text.size(), 3));
   return bytes;
-}
-
-SourceConfig source(const TextFile& file) { return {.path = file.path(), .format = RecordFormat::kPromptCompletion}; }
-
-// The answer of an example, which names it.
-std::string answer_of(const Example& example) {
-  std::string text;
-  for (std::size_t i = 0; i < example.tokens.size(); ++i) {
-    if (example.loss_mask[i] != 0 && example.tokens[i] < kByteBos) text.push_back(static_cast<char>(example.tokens[i]));
-  }
-  return text;
-}
-
-std::vector<std::string> epoch_of(ExampleStream& stream) {
-  std::vector<std::string> answers;
-  while (const auto example = stream.next()) answers.push_back(answer_of(*example));
-  return answers;
 }
 
 TEST_CASE("permuted item: a bijection for every size, and another one for another seed", "[data]") {
