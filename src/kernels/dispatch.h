@@ -2,8 +2,10 @@
 
 #include "kernels/adamw_8bit.h"
 #include "kernels/cross_entropy.h"
+#include "kernels/dag_nodes.h"
 #include "kernels/dag_pairs.h"
 #include "kernels/few_rows.h"
+#include "kernels/layer_norm.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "kernels/row_softmax.h"
@@ -21,6 +23,10 @@ struct KernelTable {
   void (*swiglu_backward)(const SwiGluBackward<T>&);
   void (*dag_pairs_forward)(const DagPairsForward<T>&);
   void (*dag_pairs_backward)(const DagPairsBackward<T>&);
+  void (*dag_nodes_forward)(const DagNodesForward<T>&);
+  void (*dag_nodes_backward)(const DagNodesBackward<T>&);
+  void (*layer_norm_forward)(const LayerNormForward<T>&);
+  void (*layer_norm_backward)(const LayerNormBackward<T>&);
   void (*cross_entropy)(const CrossEntropy<T>&);
   void (*adamw_8bit)(const AdamW8bit&);  ///< the same for every T: optimizers work on floats
   void (*log_sum_exp)(const LogSumExp<T>&);

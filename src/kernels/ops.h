@@ -76,6 +76,27 @@ at::Tensor grouped_linear(const at::Tensor& x_RI, const std::vector<at::Tensor>&
 at::Tensor grouped_low_rank(const at::Tensor& x_NI, const at::Tensor& a_ERI, const at::Tensor& b_EOR,
                             const std::vector<std::int64_t>& counts_E, double scale);
 
+/// One DAG iteration's weights (eq. 7-11): the norm's in the accumulate type or wider use, the others of any dtype;
+/// edge and node take [target, source], target half first. G: node width.
+struct DagIteration {
+  at::Tensor norm_D, down_GD, edge_G2G, node_G2G, up_DG;
+};
+struct DagInput {
+  at::Tensor hidden_TD;          ///< h
+  at::Tensor extra_residual_TD;  ///< undefined, or what the nodes share instead of h; added to the result, too
+  at::Tensor expert_out_TKD;     ///< E_i
+  at::Tensor weights_TK;         ///< g_i
+};
+struct DagOptions {
+  double norm_eps = 1e-5;
+  bool subtract_mean = true;        ///< LayerNorm; false: RMSNorm
+  bool hidden_is_residual = false;  ///< the nodes share h
+};
+/// h + extra + sum_i g_i E_i + sum_l W_up^l sum_i S_i^l on the CPU, in the dtype of h; without iterations the plain
+/// mixture. The backward pass keeps E and the narrow tensors and forms the nodes again. Independent of the number of
+/// threads, bit for bit. Source: arXiv:2606.01062 eq. 6-12.
+at::Tensor dag_combine(const DagInput& input, const std::vector<DagIteration>& iterations, const DagOptions& options);
+
 /// For each row of logits: log sum exp, in double, and the first argmax. No gradients.
 struct RowSummary {
   std::vector<double> log_sum_exp;

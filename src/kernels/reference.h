@@ -2,8 +2,10 @@
 
 #include "kernels/adamw_8bit.h"
 #include "kernels/cross_entropy.h"
+#include "kernels/dag_nodes.h"
 #include "kernels/dag_pairs.h"
 #include "kernels/few_rows.h"
+#include "kernels/layer_norm.h"
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "kernels/row_softmax.h"
@@ -27,6 +29,14 @@ template <class T>
 void dag_pairs_forward(const DagPairsForward<T>& args);
 template <class T>
 void dag_pairs_backward(const DagPairsBackward<T>& args);
+template <class T>
+void dag_nodes_forward(const DagNodesForward<T>& args);
+template <class T>
+void dag_nodes_backward(const DagNodesBackward<T>& args);
+template <class T>
+void layer_norm_forward(const LayerNormForward<T>& args);
+template <class T>
+void layer_norm_backward(const LayerNormBackward<T>& args);
 template <class T>
 void cross_entropy(const CrossEntropy<T>& args);
 void adamw_8bit(const AdamW8bit& args);

@@ -224,6 +224,119 @@ void dag_pairs_backward(const DagPairsBackward<T>& args) {
   }
 }
 
+/// A block of `values`, or zeros where there are none.
+template <class T, class Lanes>
+Vec load_or_zero(const T* values, std::int64_t index, Lanes lanes) {
+  return values == nullptr ? set(0) : load(values + index, lanes);
+}
+
+template <class T>
+void dag_nodes_forward(const DagNodesForward<T>& args) {
+  const std::int64_t K = args.K, D = args.D;
+  const Vec share = set(1 / static_cast<float>(K));
+  for (std::int64_t n = 0; n < args.N; ++n) {
+    const T* expert_KD = args.expert_NKD + n * K * D;
+    for_each_block(D, [&](std::int64_t i, auto lanes) {
+      const Vec residual = load_or_zero(args.residual_ND, n * D + i, lanes) * share;
+      Vec total = set(0);
+      for (std::int64_t k = 0; k < K; ++k) {
+        const Vec weight = set(args.weight_NK == nullptr ? 1 : args.weight_NK[n * K + k]);
+        const Vec expert = load(expert_KD + k * D + i, lanes);
+        // Written as one operation, lest the compiler's choice depends on what else is computed.
+        total = multiply_add(weight, expert, total);
+        if (args.nodes_NKD != nullptr)
+          store(args.nodes_NKD + (n * K + k) * D + i, multiply_add(weight, expert, residual), lanes);
+      }
+      if (args.out_ND == nullptr) return;
+      const Vec around = load_or_zero(args.outer_ND, n * D + i, lanes) + load_or_zero(args.extra_ND, n * D + i, lanes);
+      store(args.out_ND + n * D + i, around + total, lanes);
+    });
+  }
+}
+
+template <class T>
+void dag_nodes_backward(const DagNodesBackward<T>& args) {
+  const std::int64_t K = args.K, D = args.D;
+  const Vec share = set(1 / static_cast<float>(K));
+  for (std::int64_t n = 0; n < args.N; ++n) {
+    const T* grad_out_D = args.grad_out_ND + n * D;
+    for (std::int64_t k = 0; k < K; ++k) {
+      const std::int64_t row = (n * K + k) * D;
+      const Vec weight = set(args.weight_NK[n * K + k]);
+      const float dot = sum_blocks(D, [&](std::int64_t i, auto lanes) {
+        const Vec grad = load(grad_out_D + i, lanes) + load_or_zero(args.grad_nodes_NKD, row + i, lanes);
+        if (args.grad_expert_NKD != nullptr) store(args.grad_expert_NKD + row + i, weight * grad, lanes);
+        return grad * load(args.expert_NKD + row + i, lanes);
+      });
+      if (args.grad_weight_NK != nullptr) args.grad_weight_NK[n * K + k] = dot;
+    }
+    if (args.grad_residual_ND == nullptr) continue;
+    for_each_block(D, [&](std::int64_t i, auto lanes) {
+      Vec total = set(0);
+      for (std::int64_t k = 0; k < K; ++k)
+        total = total + load_or_zero(args.grad_nodes_NKD, (n * K + k) * D + i, lanes);
+      store(args.grad_residual_ND + n * D + i, multiply_add(total, share, load(grad_out_D + i, lanes)), lanes);
+    });
+  }
+}
+
+template <class T>
+void layer_norm_forward(const LayerNormForward<T>& args) {
+  const auto width = static_cast<double>(args.D);
+  for (std::int64_t n = 0; n < args.N; ++n) {
+    const T* x_D = args.x_ND + n * args.D;
+    T* y_D = args.y_ND + n * args.D;
+    float mean = 0;
+    if (args.subtract_mean) {
+      const float total = sum_blocks(args.D, [x_D](std::int64_t i, auto lanes) { return load(x_D + i, lanes); });
+      mean = static_cast<float>(static_cast<double>(total) / width);
+    }
+    const float sum_of_squares = sum_blocks(args.D, [x_D, mean](std::int64_t i, auto lanes) {
+      const Vec distance = keep(load(x_D + i, lanes) - set(mean), lanes, set(0));
+      return distance * distance;
+    });
+    const double variance = static_cast<double>(sum_of_squares) / width;
+    const __m128d root = _mm_sqrt_sd(_mm_setzero_pd(), _mm_set_sd(variance + args.eps));
+    const float rstd = static_cast<float>(1 / _mm_cvtsd_f64(root));
+    args.mean_N[n] = mean;
+    args.rstd_N[n] = rstd;
+    for_each_block(args.D, [&](std::int64_t i, auto lanes) {
+      store(y_D + i, (load(x_D + i, lanes) - set(mean)) * set(rstd) * load(args.weight_D + i, lanes), lanes);
+    });
+  }
+}
+
+template <class T>
+void layer_norm_backward(const LayerNormBackward<T>& args) {
+  for (std::int64_t n = 0; n < args.N; ++n) {
+    const std::int64_t row = n * args.D;
+    const T* x_D = args.x_ND + row;
+    const T* dy_D = args.grad_y_ND + row;
+    const Vec mean = set(args.mean_N[n]), rstd = set(args.rstd_N[n]);
+    const auto normed = [&](std::int64_t i, auto lanes) { return (load(x_D + i, lanes) - mean) * rstd; };
+    const auto weighted = [&](std::int64_t i, auto lanes) {
+      return load(args.weight_D + i, lanes) * load(dy_D + i, lanes);
+    };
+    if (args.grad_x_ND != nullptr) {
+      const float total = args.subtract_mean ? sum_blocks(args.D, weighted) : 0;
+      // Masked loads give zeros, so that weighted is zero in lanes outside the mask.
+      const float dot =
+          sum_blocks(args.D, [&](std::int64_t i, auto lanes) { return weighted(i, lanes) * normed(i, lanes); });
+      const Vec mean_grad = set(total / static_cast<float>(args.D)), mean_dot = set(dot / static_cast<float>(args.D));
+      for_each_block(args.D, [&](std::int64_t i, auto lanes) {
+        const Vec own = rstd * (weighted(i, lanes) - mean_grad - normed(i, lanes) * mean_dot);
+        store(args.grad_x_ND + row + i, load_or_zero(args.grad_before_ND, row + i, lanes) + own, lanes);
+      });
+    }
+    if (args.grad_weight_D != nullptr) {
+      for_each_block(args.D, [&](std::int64_t i, auto lanes) {
+        float* sum_D = args.grad_weight_D + i;
+        store(sum_D, multiply_add(load(dy_D + i, lanes), normed(i, lanes), load(sum_D, lanes)), lanes);
+      });
+    }
+  }
+}
+
 template <class T>
 void cross_entropy(const CrossEntropy<T>& args) {
   const float lowest = -__builtin_inff();
@@ -489,9 +602,25 @@ void adamw_8bit(const AdamW8bit& args) {
 
 template <class T>
 constexpr KernelTable<T> simd_table() {
-  return {rms_norm_forward<T>,  rms_norm_backward<T>,  rope<T>,           swiglu_forward<T>, swiglu_backward<T>,
-          dag_pairs_forward<T>, dag_pairs_backward<T>, cross_entropy<T>,  adamw_8bit,        log_sum_exp<T>,
-          attention_softmax,    few_row_scores<T>,     few_row_values<T>, rows_to_floats<T>, floats_to_rows<T>};
+  return {rms_norm_forward<T>,
+          rms_norm_backward<T>,
+          rope<T>,
+          swiglu_forward<T>,
+          swiglu_backward<T>,
+          dag_pairs_forward<T>,
+          dag_pairs_backward<T>,
+          dag_nodes_forward<T>,
+          dag_nodes_backward<T>,
+          layer_norm_forward<T>,
+          layer_norm_backward<T>,
+          cross_entropy<T>,
+          adamw_8bit,
+          log_sum_exp<T>,
+          attention_softmax,
+          few_row_scores<T>,
+          few_row_values<T>,
+          rows_to_floats<T>,
+          floats_to_rows<T>};
 }
 
 }  // namespace

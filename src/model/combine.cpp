@@ -71,6 +71,21 @@ at::Tensor combine(const CombineInput& input, const std::vector<DagStep>& steps,
   return out_TD;
 }
 
+at::Tensor combine_fused(const CombineInput& input, const std::vector<DagStep>& steps, const DagConfig* dag,
+                         double norm_eps) {
+  DagInput in{input.hidden_TD, {}, input.expert_out_TKD, input.weights_TK};
+  DagOptions options{.norm_eps = norm_eps};
+  if (dag != nullptr) {
+    if (dag->node_residual == NodeResidual::kNormedInput) in.extra_residual_TD = input.normed_TD;
+    options.hidden_is_residual = dag->node_residual == NodeResidual::kHiddenState;
+    options.subtract_mean = dag->norm == DagNorm::kLayerNorm;
+  }
+  std::vector<DagIteration> iterations;
+  for (const DagStep& step : steps)
+    iterations.push_back({step.norm_D, step.down_GD, step.edge_G2G, step.node_G2G, step.up_DG});
+  return dag_combine(in, iterations, options);
+}
+
 // All tensors that the graph of the experts is computed from, in one list, and back.
 std::vector<at::Tensor> as_list(const CombineInput& input, const std::vector<DagStep>& steps) {
   std::vector<at::Tensor> list{input.hidden_TD, input.normed_TD, input.expert_out_TKD, input.weights_TK};
@@ -91,6 +106,7 @@ std::pair<CombineInput, std::vector<DagStep>> from_list(const std::vector<at::Te
 
 at::Tensor combine_experts(const CombineInput& input, const std::vector<DagStep>& steps, const DagConfig* dag,
                            double norm_eps, const OnPairs& on_pairs) {
+  if (input.hidden_TD.is_cpu() && !on_pairs) return combine_fused(input, steps, dag, norm_eps);
   if (steps.empty() || on_pairs) return combine(input, steps, dag, norm_eps, on_pairs);
   // K nodes of width D before and after each norm would be most of what a DAG layer keeps for its backward pass;
   // forming them again costs a fraction of the experts' products.
