@@ -1,6 +1,8 @@
 #include <ATen/ATen.h>
 
+#include <atomic>
 #include <cstring>
+#include <limits>
 #include <numeric>
 
 #include "kernels/element_convert.h"
@@ -96,14 +98,50 @@ constexpr std::int64_t kRowMultiple = 32;
 bool wants_padding(const at::Tensor& x_RI) { return x_RI.is_cpu() && x_RI.scalar_type() == at::kBFloat16; }
 std::int64_t padded(std::int64_t count) { return (count + kRowMultiple - 1) / kRowMultiple * kRowMultiple; }
 
-// f(expert, first row, number of rows) for every expert that has rows, in their order.
-template <class F>
-void for_each_expert(const std::vector<std::int64_t>& counts_E, F f) {
+/// Rows [first, first + count), all of one expert.
+struct ExpertRows {
+  std::size_t expert;
+  std::int64_t first, count;
+};
+
+// The rows of every expert that has any, in pieces of about `most` rows. The pieces depend on the counts alone, so that
+// results do not depend on the number of threads.
+std::vector<ExpertRows> expert_rows(const std::vector<std::int64_t>& counts_E, std::int64_t most) {
+  std::vector<ExpertRows> pieces;
   std::int64_t first = 0;
   for (std::size_t expert = 0; expert < counts_E.size(); ++expert) {
-    if (counts_E[expert] > 0) f(expert, first, counts_E[expert]);
-    first += counts_E[expert];
+    const std::int64_t end = first + counts_E[expert], num_pieces = (counts_E[expert] + most - 1) / most;
+    const std::int64_t size = num_pieces == 0 ? 0 : padded((counts_E[expert] + num_pieces - 1) / num_pieces);
+    for (; first < end; first += size) pieces.push_back({expert, first, std::min(size, end - first)});
+    first = end;
   }
+  return pieces;
+}
+
+// f(piece) for all of them on all threads, each of which takes the next one when it is free: a product on one thread
+// waits for nobody, and on many threads these products are too small.
+template <class F>
+void for_each_piece(const std::vector<ExpertRows>& pieces, bool on_cpu, F f) {
+  if (!on_cpu) {
+    for (const ExpertRows& piece : pieces) f(piece);
+    return;
+  }
+  std::atomic<std::size_t> next{0};
+  const auto num_tasks = std::min<std::int64_t>(static_cast<std::int64_t>(pieces.size()), at::get_num_threads());
+  at::parallel_for(0, num_tasks, 1, [&](std::int64_t, std::int64_t) {
+    const at::AutoDispatchBelowADInplaceOrView no_autograd;  // other threads do not know that nothing is to be recorded
+    for (std::size_t i = next++; i < pieces.size(); i = next++) f(pieces[i]);
+  });
+}
+
+// Rows [first, first + count) with rows of zeros after them up to the rounded number.
+at::Tensor zero_padded(const at::Tensor& x_RI, std::int64_t first, std::int64_t count) {
+  const at::Tensor rows = x_RI.narrow(0, first, count);
+  if (!wants_padding(x_RI) || count == padded(count)) return rows;
+  const at::Tensor result = at::empty({padded(count), x_RI.size(1)}, x_RI.options());
+  result.narrow(0, 0, count).copy_(rows);
+  result.narrow(0, count, padded(count) - count).zero_();
+  return result;
 }
 
 // result = left right for some of the rows; a function, because mm_out wants a named tensor.
@@ -115,20 +153,15 @@ void multiply_into(at::Tensor result, const at::Tensor& left, const at::Tensor& 
 template <class MatrixOf>
 at::Tensor multiply_grouped(const at::Tensor& x_RI, std::int64_t num_outputs, const std::vector<std::int64_t>& counts_E,
                             MatrixOf matrix_of) {
-  const std::int64_t num_rows = x_RI.size(0);
-  const at::Tensor y_RO = at::empty({num_rows, num_outputs}, x_RI.options());
-  for_each_expert(counts_E, [&](std::size_t expert, std::int64_t first, std::int64_t count) {
-    const std::int64_t size = wants_padding(x_RI) ? padded(count) : count;
-    if (first + size <= num_rows) {
-      // Padding runs into the rows of the experts that follow, who overwrite it.
-      multiply_into(y_RO.narrow(0, first, size), x_RI.narrow(0, first, size), matrix_of(expert));
-    } else if (size <= num_rows) {
-      // At the end of x it runs into the rows before, whose results stand already.
-      const at::Tensor last = at::mm(x_RI.narrow(0, num_rows - size, size), matrix_of(expert));
-      y_RO.narrow(0, first, count).copy_(last.narrow(0, first - (num_rows - size), count));
-    } else {
-      multiply_into(y_RO.narrow(0, first, count), x_RI.narrow(0, first, count), matrix_of(expert));
-    }
+  // More rows share the cost of laying out the matrix; fewer keep all threads busy.
+  constexpr std::int64_t kRowsPerPiece = 512;
+  const at::Tensor y_RO = at::empty({x_RI.size(0), num_outputs}, x_RI.options());
+  const auto pieces = expert_rows(counts_E, x_RI.is_cpu() ? kRowsPerPiece : std::max<std::int64_t>(1, x_RI.size(0)));
+  for_each_piece(pieces, x_RI.is_cpu(), [&](const ExpertRows& piece) {
+    const at::Tensor rows_CO = y_RO.narrow(0, piece.first, piece.count);
+    const at::Tensor in = zero_padded(x_RI, piece.first, piece.count);
+    if (in.size(0) == piece.count) return multiply_into(rows_CO, in, matrix_of(piece.expert));
+    rows_CO.copy_(at::mm(in, matrix_of(piece.expert)).narrow(0, 0, piece.count));
   });
   return y_RO;
 }
@@ -145,14 +178,9 @@ at::Tensor grouped_grad_x(const at::Tensor& grad_y_RO, at::TensorList weights_OI
                           [&](std::size_t expert) { return weights_OI[expert]; });
 }
 
-// Rows [first, first + count) with rows of zeros after them up to the rounded number.
-at::Tensor zero_padded(const at::Tensor& x_RI, std::int64_t first, std::int64_t count) {
-  const at::Tensor rows = x_RI.narrow(0, first, count);
-  if (!wants_padding(x_RI) || count == padded(count)) return rows;
-  const at::Tensor result = at::empty({padded(count), x_RI.size(1)}, x_RI.options());
-  result.narrow(0, 0, count).copy_(rows);
-  result.narrow(0, count, padded(count) - count).zero_();
-  return result;
+// One piece an expert: sums over its rows.
+std::vector<ExpertRows> whole_experts(const std::vector<std::int64_t>& counts_E) {
+  return expert_rows(counts_E, std::numeric_limits<std::int64_t>::max() / 2);
 }
 
 at::Tensor grad_weight(const at::Tensor& grad_y_RO, const at::Tensor& x_RI, std::int64_t first, std::int64_t count) {
@@ -185,9 +213,9 @@ struct GroupedLinearFunction : torch::autograd::Function<GroupedLinearFunction> 
         gradients[1 + expert] = at::zeros({grad_y_RO.size(1), num_inputs}, grad_y_RO.options());
       }
     }
-    for_each_expert(counts_E, [&](std::size_t expert, std::int64_t first, std::int64_t count) {
-      if (!ctx->needs_input_grad(1 + expert)) return;
-      gradients[1 + expert] = grad_weight(grad_y_RO, saved[0], first, count);
+    for_each_piece(whole_experts(counts_E), grad_y_RO.is_cpu(), [&](const ExpertRows& piece) {
+      if (!ctx->needs_input_grad(1 + piece.expert)) return;
+      gradients[1 + piece.expert] = grad_weight(grad_y_RO, saved[0], piece.first, piece.count);
     });
     return gradients;
   }
@@ -230,10 +258,10 @@ struct GroupedLowRankFunction : torch::autograd::Function<GroupedLowRankFunction
     if (ctx->needs_input_grad(1)) gradients[1] = at::zeros_like(a_ERI);
     if (ctx->needs_input_grad(2)) gradients[2] = at::zeros_like(b_EOR);
     const at::Tensor scaled_h_NR = h_NR * ctx->saved_data["scale"].toDouble();
-    for_each_expert(counts_E, [&](std::size_t expert, std::int64_t first, std::int64_t count) {
-      const auto e = static_cast<std::int64_t>(expert);
-      if (gradients[1].defined()) gradients[1][e].copy_(grad_weight(dh_NR, x_NI, first, count));
-      if (gradients[2].defined()) gradients[2][e].copy_(grad_weight(grad_NO, scaled_h_NR, first, count));
+    for_each_piece(whole_experts(counts_E), x_NI.is_cpu(), [&](const ExpertRows& piece) {
+      const auto e = static_cast<std::int64_t>(piece.expert);
+      if (gradients[1].defined()) gradients[1][e].copy_(grad_weight(dh_NR, x_NI, piece.first, piece.count));
+      if (gradients[2].defined()) gradients[2][e].copy_(grad_weight(grad_NO, scaled_h_NR, piece.first, piece.count));
     });
     return gradients;
   }
