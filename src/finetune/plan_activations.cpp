@@ -270,22 +270,12 @@ class LayerAccount {
     for (std::int64_t e = 0; e < moe.num_experts; ++e) experts.push_back(str("mlp.experts.", e, "."));
     const bool out_needs = feed_forward(experts, x_needs, R, moe.moe_intermediate_size);
     save(x_needs || out_needs, R * kLong);  // the rows' places
-    const std::int64_t before_combine = memory_.saved, copies_before = memory_.copies;
-    save(weights_need, rows_bytes);  // g_i E_i: each factor is kept for the other
-    save(out_needs, R * element_);
-    bool nodes_need = weights_need || out_needs || flows_;
-    const bool sum_needs = dag(nodes_need);
-    memory_.backward_combine = 4 * rows_bytes + 2 * stream_bytes();
-    if (config_.dag && sum_needs) {
-      // combine_experts keeps its inputs (the stream is kept by the norm) and saves the rest while it runs again.
-      memory_.backward_combine += memory_.saved - before_combine + memory_.copies - copies_before;
-      memory_.saved = before_combine + rows_bytes + stream_bytes() + R * kFloat;
-      memory_.copies = copies_before;
-    }
+    const std::int64_t before_combine = memory_.saved;
+    const bool sum_needs = combine(weights_need || out_needs || flows_);
     memory_.saved_combine += memory_.saved - before_combine;
     memory_.backward_ffn += 2 * stream_bytes();
-    // Results of the experts in both orders, nodes of this and the next iteration, their norm and the sums between.
-    memory_.forward = std::max(memory_.forward, (config_.dag ? 6 : 3) * rows_bytes + 4 * stream_bytes());
+    // Results of the experts in both orders.
+    memory_.forward = std::max(memory_.forward, 2 * rows_bytes + 4 * stream_bytes());
     flows_ = sum_needs || flows_;
     if (moe.shared_expert_intermediate_size > 0) shared_expert(x_needs);
   }
@@ -302,32 +292,24 @@ class LayerAccount {
     flows_ = out_needs || gate_needs || flows_;
   }
 
-  // combine.cpp, line by line; returns whether the sum needs a gradient.
-  bool dag(bool nodes_need) {
-    bool sum_needs = nodes_need;
-    if (!config_.dag) return sum_needs;
-    const std::int64_t K = config_.moe->num_experts_per_tok, R = T_ * K, D = config_.hidden_size,
-                       G = config_.dag->node_size, L = config_.dag->num_iterations;
-    const std::int64_t rows_bytes = R * D * element_, narrow_bytes = R * G * element_;
+  // What dag_combine keeps: the experts' results and weights and, of each iteration, what is as narrow as its nodes.
+  // Returns whether the sum needs a gradient.
+  bool combine(bool nodes_need) {
+    constexpr std::int64_t kRowsPerBlock = 256;  // each block has gradients of the weights of its own
+    const std::int64_t R = T_ * config_.moe->num_experts_per_tok, D = config_.hidden_size;
+    const std::int64_t L = config_.dag ? config_.dag->num_iterations : 0, G = config_.dag ? config_.dag->node_size : 0;
+    bool dag_trains = false;
     for (std::int64_t l = 0; l < L; ++l) {
-      const std::string step = str("mlp.dag.", l, ".");
-      const bool normed_needs = norm(step + "norm", nodes_need, rows_bytes, 2 * R);  // mean and deviation
-      save(trains(step + "down_proj.weight"), rows_bytes);
-      const bool z_needs = product(step + "down_proj", normed_needs, D * G);
-      const bool pairs_train = trains(step + "edge_proj.weight") || trains(step + "node_proj.weight");
-      save(pairs_train, narrow_bytes);
-      if (z_needs && pairs_train) memory_.copies += 4 * G * G * element_;
-      const bool s_needs = z_needs || pairs_train;
-      save(s_needs, 4 * narrow_bytes);
-      const bool up_trains = trains(step + "up_proj.weight");
-      save(up_trains, T_ * G * element_);
-      const bool has_next = l + 1 < L;
-      save(up_trains && has_next, narrow_bytes);
-      const bool up_needs = product(step + "up_proj", s_needs, D * G);
-      sum_needs = sum_needs || up_needs;
-      nodes_need = has_next && (nodes_need || up_needs);
+      for (const char* weight : {"norm", "down_proj", "edge_proj", "node_proj", "up_proj"})
+        dag_trains = dag_trains || trains(str("mlp.dag.", l, ".", weight, ".weight"));
     }
-    return sum_needs;
+    if (!nodes_need && !dag_trains) return false;
+    save(true, R * D * element_ + R * kFloat);
+    save(L > 0, (2 * L - 1) * R * G * element_ + L * T_ * G * element_);
+    save(L > 0 && !flows_, stream_bytes());  // h, unless the norm keeps it
+    memory_.backward_combine = 2 * R * D * element_ + 2 * stream_bytes();
+    if (dag_trains) memory_.backward_combine += L * (R / kRowsPerBlock + 1) * (2 * D * G + 4 * G * G) * element_;
+    return true;
   }
 
   const ModelConfig& config_;

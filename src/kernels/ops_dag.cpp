@@ -191,12 +191,13 @@ class DagRun {
 
   std::int64_t num_blocks() const { return (num_tokens_ + tokens_per_block_ - 1) / tokens_per_block_; }
 
-  // Each thread takes the next block when it is free.
+  // Each thread takes the next block when it is free. All threads are started even for one block: inside, every product
+  // then runs on one thread and sums in the same order.
   template <class F>
   void for_each_block(F f) const {
     std::atomic<std::int64_t> next{0};
     const std::int64_t blocks = num_blocks();
-    at::parallel_for(0, std::min<std::int64_t>(blocks, at::get_num_threads()), 1, [&](std::int64_t, std::int64_t) {
+    at::parallel_for(0, at::get_num_threads(), 1, [&](std::int64_t, std::int64_t) {
       const at::AutoDispatchBelowADInplaceOrView
           no_autograd;  // other threads do not know that nothing is to be recorded
       Scratch scratch(*this, weights_.size());

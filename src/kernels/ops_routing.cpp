@@ -127,8 +127,8 @@ void for_each_piece(const std::vector<ExpertRows>& pieces, bool on_cpu, F f) {
     return;
   }
   std::atomic<std::size_t> next{0};
-  const auto num_tasks = std::min<std::int64_t>(static_cast<std::int64_t>(pieces.size()), at::get_num_threads());
-  at::parallel_for(0, num_tasks, 1, [&](std::int64_t, std::int64_t) {
+  // All threads are started even for one piece: inside, every product runs on one and sums in the same order.
+  at::parallel_for(0, at::get_num_threads(), 1, [&](std::int64_t, std::int64_t) {
     const at::AutoDispatchBelowADInplaceOrView no_autograd;  // other threads do not know that nothing is to be recorded
     for (std::size_t i = next++; i < pieces.size(); i = next++) f(pieces[i]);
   });

@@ -51,6 +51,10 @@ TEST_CASE("dispatch: every table is complete", "[kernels]") {
     REQUIRE(table->swiglu_backward != nullptr);
     REQUIRE(table->dag_pairs_forward != nullptr);
     REQUIRE(table->dag_pairs_backward != nullptr);
+    REQUIRE(table->dag_nodes_forward != nullptr);
+    REQUIRE(table->dag_nodes_backward != nullptr);
+    REQUIRE(table->layer_norm_forward != nullptr);
+    REQUIRE(table->layer_norm_backward != nullptr);
     REQUIRE(table->cross_entropy != nullptr);
   };
   for (const Isa isa : {Isa::kReference, Isa::kAvx2, Isa::kAvx512}) {

@@ -153,6 +153,86 @@ at::Tensor run_dag_pairs_backward(const KernelTable<T>& table, const at::Tensor&
   return grad_abce;
 }
 
+// What is null in a call of the kernels below.
+struct NodeParts {
+  bool weights, residual, around, nodes;
+};
+template <class T>
+std::vector<at::Tensor> run_dag_nodes(const KernelTable<T>& table, const at::Tensor& expert, const at::Tensor& weight,
+                                      const std::vector<at::Tensor>& shared, NodeParts with) {
+  const std::int64_t N = expert.size(0), K = expert.size(1), D = expert.size(2);
+  const at::Tensor nodes = empty_values<T>({N, K, D}), out = empty_values<T>({N, D});
+  table.dag_nodes_forward({.N = N,
+                           .K = K,
+                           .D = D,
+                           .expert_NKD = data<T>(expert),
+                           .weight_NK = with.weights ? data<float>(weight) : nullptr,
+                           .residual_ND = with.residual ? data<T>(shared[0]) : nullptr,
+                           .outer_ND = with.around ? data<T>(shared[1]) : nullptr,
+                           .extra_ND = with.around ? data<T>(shared[2]) : nullptr,
+                           .nodes_NKD = with.nodes ? data<T>(nodes) : nullptr,
+                           .out_ND = data<T>(out)});
+  return with.nodes ? std::vector<at::Tensor>{out, nodes} : std::vector<at::Tensor>{out};
+}
+template <class T>
+std::vector<at::Tensor> run_dag_nodes_backward(const KernelTable<T>& table, const at::Tensor& expert,
+                                               const at::Tensor& weight, const at::Tensor& grad_out,
+                                               const at::Tensor& grad_nodes) {
+  const std::int64_t N = expert.size(0), K = expert.size(1), D = expert.size(2);
+  const at::Tensor grad_expert = empty_values<T>({N, K, D}), grad_weight = empty_values<float>({N, K}),
+                   grad_residual = empty_values<T>({N, D});
+  table.dag_nodes_backward({.N = N,
+                            .K = K,
+                            .D = D,
+                            .expert_NKD = data<T>(expert),
+                            .weight_NK = data<float>(weight),
+                            .grad_out_ND = data<T>(grad_out),
+                            .grad_nodes_NKD = grad_nodes.defined() ? data<T>(grad_nodes) : nullptr,
+                            .grad_expert_NKD = data<T>(grad_expert),
+                            .grad_weight_NK = data<float>(grad_weight),
+                            .grad_residual_ND = data<T>(grad_residual)});
+  return {grad_expert, grad_residual, grad_weight};
+}
+
+struct LayerNormResult {
+  at::Tensor y, mean, rstd;
+};
+template <class T>
+LayerNormResult run_layer_norm(const KernelTable<T>& table, const at::Tensor& x, const at::Tensor& weight,
+                               bool subtract_mean) {
+  LayerNormResult result = {empty_values<T>(x.sizes()), empty_values<float>({x.size(0)}),
+                            empty_values<float>({x.size(0)})};
+  table.layer_norm_forward({.N = x.size(0),
+                            .D = x.size(1),
+                            .eps = 1e-5,
+                            .subtract_mean = subtract_mean,
+                            .x_ND = data<T>(x),
+                            .weight_D = data<float>(weight),
+                            .y_ND = data<T>(result.y),
+                            .mean_N = data<float>(result.mean),
+                            .rstd_N = data<float>(result.rstd)});
+  return result;
+}
+template <class T>
+std::vector<at::Tensor> run_layer_norm_backward(const KernelTable<T>& table, const at::Tensor& x,
+                                                const at::Tensor& weight, const LayerNormResult& forward,
+                                                bool subtract_mean, const at::Tensor& grad_y,
+                                                const at::Tensor& grad_before) {
+  const at::Tensor grad_x = empty_values<T>(x.sizes()), grad_weight = guarded(at::ones_like(weight));
+  table.layer_norm_backward({.N = x.size(0),
+                             .D = x.size(1),
+                             .subtract_mean = subtract_mean,
+                             .x_ND = data<T>(x),
+                             .weight_D = data<float>(weight),
+                             .mean_N = data<float>(forward.mean),
+                             .rstd_N = data<float>(forward.rstd),
+                             .grad_y_ND = data<T>(grad_y),
+                             .grad_before_ND = grad_before.defined() ? data<T>(grad_before) : nullptr,
+                             .grad_x_ND = data<T>(grad_x),
+                             .grad_weight_D = data<float>(grad_weight)});
+  return {grad_x, grad_weight};
+}
+
 struct CrossEntropyResult {
   at::Tensor loss, grad, uniform;
 };
@@ -311,6 +391,65 @@ TEST_CASE("dag_pairs: more nodes than the vector kernel holds still work", "[ker
                      grad_s = random_values<float>({1, 40, 17}, 1, 10);
     require_close(run_dag_pairs_backward<float>(table, abce, grad_s),
                   run_dag_pairs_backward<float>(reference, abce, grad_s), kFloatTolerance, kFloatTolerance);
+  });
+}
+
+TEMPLATE_TEST_CASE("dag_nodes: every table agrees with the reference, with every part and without", "[kernels]", float,
+                   Bf16) {
+  using T = TestType;
+  for_each_table<T>([](const KernelTable<T>& table, const KernelTable<T>& reference) {
+    for (const std::int64_t D : kSizes) {
+      for (const std::int64_t K : {1, 3, 8}) {
+        INFO("D " << D << ", K " << K);
+        const at::Tensor expert = random_values<T>({3, K, D}, 1, 11), weight = random_values<float>({3, K}, 1, 12);
+        const std::vector<at::Tensor> shared{random_values<T>({3, D}, 1, 13), random_values<T>({3, D}, 1, 14),
+                                             random_values<T>({3, D}, 1, 15)};
+        for (const NodeParts with : {NodeParts{true, true, true, true}, NodeParts{false, false, false, false},
+                                     NodeParts{true, false, true, false}, NodeParts{true, true, false, true}}) {
+          const auto expected = run_dag_nodes<T>(reference, expert, weight, shared, with);
+          const auto actual = run_dag_nodes<T>(table, expert, weight, shared, with);
+          for (std::size_t i = 0; i < expected.size(); ++i) require_as_reference<T>(actual[i], expected[i]);
+        }
+        for (const at::Tensor& grad_nodes : {random_values<T>({3, K, D}, 1, 16), at::Tensor()}) {
+          const auto expected = run_dag_nodes_backward<T>(reference, expert, weight, shared[0], grad_nodes);
+          const auto actual = run_dag_nodes_backward<T>(table, expert, weight, shared[0], grad_nodes);
+          require_as_reference<T>(actual[0], expected[0]);
+          require_as_reference<T>(actual[1], expected[1]);
+          // Sums of D products.
+          require_close(actual[2], expected[2], 4 * kFloatTolerance, kFloatTolerance);
+        }
+      }
+    }
+  });
+}
+
+TEMPLATE_TEST_CASE("layer_norm: every table agrees with the reference, with the mean and without", "[kernels]", float,
+                   Bf16) {
+  using T = TestType;
+  for_each_table<T>([](const KernelTable<T>& table, const KernelTable<T>& reference) {
+    for (const std::int64_t D : kSizes) {
+      if (D == 1) continue;  // nothing is left of one value less its mean
+      for (const bool subtract_mean : {true, false}) {
+        INFO("D " << D << ", mean " << subtract_mean);
+        // A mean of its own, so that forgetting it shows.
+        const at::Tensor x = random_values<T>({3, D}, 1, 17, 0.5), grad_y = random_values<T>({3, D}, 1, 18),
+                         weight = random_values<float>({D}, 1, 19);
+        const LayerNormResult expected = run_layer_norm<T>(reference, x, weight, subtract_mean),
+                              actual = run_layer_norm<T>(table, x, weight, subtract_mean);
+        require_as_reference<T>(actual.y, expected.y);
+        require_close(actual.mean, expected.mean, kFloatTolerance, kFloatTolerance);
+        require_close(actual.rstd, expected.rstd, 0, 4 * kFloatTolerance);
+        for (const at::Tensor& before : {random_values<T>({3, D}, 1, 20), at::Tensor()}) {
+          const auto expected_grad =
+              run_layer_norm_backward<T>(reference, x, weight, expected, subtract_mean, grad_y, before);
+          const auto actual_grad =
+              run_layer_norm_backward<T>(table, x, weight, expected, subtract_mean, grad_y, before);
+          const double unit = std::max(1.0, expected.rstd.max().item<double>());
+          require_close(actual_grad[0], expected_grad[0], 4 * kFloatTolerance * unit, kRelative<T>);
+          require_close(actual_grad[1], expected_grad[1], kFloatTolerance * unit, kFloatTolerance);
+        }
+      }
+    }
   });
 }
 

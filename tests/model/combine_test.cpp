@@ -188,3 +188,52 @@ TEST_CASE("combine: outputs and gradients equal the golden values of a plain PyT
     }
   }
 }
+
+TEST_CASE("combine: float and bfloat16 gradients are double's, block after block, on any number of threads",
+          "[model]") {
+  // Several blocks of tokens, the last of them short.
+  constexpr std::int64_t kTokens = 171, kWidth = 40, kNode = 9;
+  const DagConfig dag{.num_iterations = 2, .node_size = kNode, .node_residual = NodeResidual::kHiddenState};
+  at::Generator generator = at::detail::createCPUGenerator(5);
+  const auto random = [&](std::vector<std::int64_t> shape, double scale) {
+    return at::empty(shape, at::kDouble).normal_(0.0, scale, generator);
+  };
+  for (const std::int64_t K : {1, 4}) {
+    std::vector<at::Tensor> inputs{random({kTokens, kWidth}, 1), random({kTokens, K, kWidth}, 1),
+                                   at::softmax(random({kTokens, K}, 1), 1)};
+    for (int l = 0; l < 2; ++l) {
+      for (const at::Tensor& weight :
+           {random({kWidth}, 0.3) + 1, random({kNode, kWidth}, 0.15), random({kNode, 2 * kNode}, 0.2),
+            random({kNode, 2 * kNode}, 0.2), random({kWidth, kNode}, 0.2)})
+        inputs.push_back(weight);
+    }
+    for (at::Tensor& input : inputs) input = input.to(at::kBFloat16).to(at::kDouble);
+    const at::Tensor grad = random({kTokens, kWidth}, 1).to(at::kBFloat16);
+    const auto run = [&](at::ScalarType dtype, bool reference) {
+      std::vector<at::Tensor> x;
+      for (const at::Tensor& input : inputs) x.push_back(input.to(dtype).set_requires_grad(true));
+      const std::vector<DagStep> steps{{x[3], x[4], x[5], x[6], x[7]}, {x[8], x[9], x[10], x[11], x[12]}};
+      const CombineInput input{x[0], x[0], x[1], x[2]};
+      const at::Tensor out =
+          reference ? combine_experts_reference(input, steps, &dag, kEps) : combine_experts(input, steps, &dag, kEps);
+      auto results = torch::autograd::grad({out}, x, {grad.to(dtype)});
+      results.push_back(out.detach());
+      return results;
+    };
+    const int threads = at::get_num_threads();
+    const auto exact = run(at::kDouble, true);
+    for (const at::ScalarType dtype : {at::kDouble, at::kFloat, at::kBFloat16}) {
+      at::set_num_threads(2);
+      const auto two = run(dtype, false);
+      at::set_num_threads(1);
+      const auto one = run(dtype, false);
+      at::set_num_threads(threads);
+      const double limit = dtype == at::kDouble ? 1e-12 : dtype == at::kFloat ? 2e-6 : 2e-2;
+      for (std::size_t i = 0; i < exact.size(); ++i) {
+        INFO("K " << K << ", result " << i << ", " << at::toString(dtype));
+        REQUIRE(at::equal(one[i], two[i]));
+        require_close(one[i], exact[i], limit * exact[i].abs().max().item<double>(), 0);
+      }
+    }
+  }
+}
