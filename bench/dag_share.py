@@ -20,6 +20,7 @@ import sys
 import tempfile
 
 import flops
+from train import write_records
 from workload import RunFailed, alpaca_text, as_mixtral, finetune, machine, machine_text, paper_s_shape, recipe, smollm2_shape, spread, text_data, warm_up, write_document, write_json, write_model
 
 DAG = {"num_iterations": 2, "node_size": 64}
@@ -50,7 +51,8 @@ class Case:
 
     def make_data(self):
         if self.is_alpaca:
-            return {"shuffle": False, "max_seq_len": LENGTH, "train": [{"path": str(self.args.data), "format": "alpaca"}]}
+            records = write_records(self.args.data, self.sequences * self.args.steps, self.work)
+            return {"shuffle": False, "max_seq_len": LENGTH, "train": [{"path": str(records), "format": "alpaca", "template": "alpaca"}]}
         path = self.work / "text.jsonl"
         write_document(path, alpaca_text(self.args.data), self.sequences * self.args.steps * LENGTH)
         return text_data(path, LENGTH)

@@ -3,10 +3,11 @@
 
     python bench/step_profile.py DAGMOE --model SMOLLM2 --moe MIXTRAL_FORM --data ALPACA.json [--workloads full,dag,expert_lora,eval] [--seconds 60] [--threads 2] [--json FILE] [--top 0]
 
-full, dag and expert_lora are bench/train.py's; they are sampled from the end of the first step on. eval scores the shipped records of ARC-Easy, PIQA and HellaSwag, one pass over them, in
-bfloat16 and is sampled from two seconds after its launch. Times are self times: products inside attention that go through LibTorch's matrix products count as products, what the
-attention kernels compute themselves as attention. `waiting` is a thread that spins or sleeps in OpenMP until the others are done. Needs perf (Debian: linux-perf) and
-kernel.perf_event_paranoid <= 2; at 2, for other users than root, page faults and the kernel's copies cannot be sampled, and the first line says so.
+full, dag and expert_lora are bench/train.py's and are sampled from the end of the first step on. eval scores the shipped records of ARC-Easy, PIQA and HellaSwag in bfloat16 and is
+sampled from two seconds after its launch, or until it is done. Times are self times: products inside attention that go through LibTorch's matrix products count as products, what the
+attention kernels compute themselves as attention. oneDNN's kernels, made at run time and nameless, are products too, and its few reorders with them. "Waiting" is a thread that spins or
+sleeps in OpenMP until the others are done. Needs perf (Debian: linux-perf) and kernel.perf_event_paranoid <= 2; at 2, for other users than root, page faults and the kernel's copies cannot
+be sampled, and the first line says so.
 """
 import argparse
 import collections
@@ -29,14 +30,16 @@ FREQUENCY = 299
 GROUPS = [
     ("kernel (page faults, files)", r"^\[kernel|^\[guest"),
     ("waiting for a thread", r"^libgomp|^libiomp"),
-    ("attention", r"attention|flash|row_softmax"),
-    ("DAG pairs", r"dag_pairs"),
-    ("cross entropy", r"cross_entropy|log_softmax"),
+    ("attention", r"[Aa]ttention|flash|row_softmax"),
+    ("DAG (nodes, pairs)", r"dag_"),
+    ("cross entropy", r"cross_entropy|CrossEntropy|log_softmax|log_sum_exp"),
     ("optimizer, gradient norms", r"adam|sgd|muon|foreach|grad_norm|norm_reduce|NormTwo|linalg_vector_norm"),
-    ("matrix products", r"\[JIT\]|^//anon|^\[unknown\]|mkl_blas|mkl_.*gemm|dnnl::|gemm|cpublas|few_rows"),
-    ("copies and allocation", r"^libc[.-].*(mem|alloc|free)|^ld-|copy_kernel|direct_copy|_copy_|::copy|index_select|gather|CatArray|cat_serial|cat_contig|index_put|index_add|c10::alloc|CPUAllocator"),
-    ("element-wise kernels", r"rms_norm|rope|swiglu|silu|layer_?norm|LayerNorm|vectorized_loop|VectorizedLoop|TensorIterator|loop2d|binary_kernel|unary_kernel|sum_kernel|reduce|topk|softmax|embedding|"
-                             r"row_|simd|Vectorized|dagmoe::.*(avx2|avx512|Vec)"),
+    ("matrix products", r"\[JIT\]|^//anon|^\[unknown\]|mkl_|brgemm_matmul|brgemm_kernel|parallel_nd|cpublas|few_rows|small_gemm"),
+    ("setting products up", r"dnnl|ideep|gemm"),
+    ("copies and allocation", r"^libc\.so\S* .*(mem(cpy|move|set)|alloc|free|unlink_chunk)|copy_kernel|direct_copy|copy_impl|rows_to_floats|floats_to_rows|index_select|Gather|gather_|_gather|"
+                              r"cat_(serial|contig)|CatArray|index_(put|add)|[aA]llocator|raw_deleter"),
+    ("element-wise kernels", r"rms_norm|rope|swiglu|silu|layer_?norm|LayerNorm|vectorized_|Vectorized|binary_kernel|unary_kernel|sum_kernel|topk|softmax|embedding|Sleef|cascade_sum|loop2d"),
+    ("calls (operators, autograd)", r"at::|c10::|torch::|std::|^libc10|^libc\.so|^ld-|^libstdc|pthread_"),
 ]
 REST = "the rest"
 

@@ -27,7 +27,7 @@ import time
 
 import flops
 from train_peers import ALPHA, RANK
-from workload import RunFailed, environment, finetune, machine, machine_text, spread, warm_up, write_json
+from workload import RunFailed, environment, failure, finetune, machine, machine_text, spread, warm_up, write_json
 
 HEADER = "Below is an instruction that describes a task"
 LENGTH, LR = 512, 2e-5
@@ -66,7 +66,7 @@ def run_peer(name, spec, args):
     except subprocess.TimeoutExpired:
         raise RunFailed(f"{name}: not done after {args.timeout:.0f} s") from None
     if result.returncode:
-        raise RunFailed(f"{name}: exit {result.returncode}\n{result.stderr[-3000:]}")
+        raise RunFailed(failure(name, result.returncode, result.stderr))
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
@@ -172,14 +172,14 @@ class Comparison:
         rate = {kind: statistics.median(r[kind] for r in self.rates) for kind in ("forward", "all")}
         return f"{100 * statistics.median(gflops) / rate['forward']:.0f} % ({100 * statistics.median(gflops) / rate['all']:.0f} %)"
 
-    def beside_best(self):
-        best = self.best_peer()
-        if best is None or "dagmoe" not in self.runs:
+    def beside(self, peer):
+        """None where one of the two never ran."""
+        if peer is None or "dagmoe" not in self.runs:
             return None
-        ours, theirs = self.runs["dagmoe"], self.runs[best]
+        ours, theirs = self.runs["dagmoe"], self.runs[peer]
         memory = lambda runs: statistics.median(run["peak_bytes"] for run in runs)
         worst = max(abs(a / b - 1) for a, b in zip(ours[0]["losses"], theirs[0]["losses"]))
-        return {"peer": best, "ratios": [speed(a) / speed(b) for a, b in zip(ours, theirs)], "memory": memory(ours) / memory(theirs),
+        return {"peer": peer, "ratios": [speed(a) / speed(b) for a, b in zip(ours, theirs)], "memory": memory(ours) / memory(theirs),
                 "loss": late_loss(ours[0]) / late_loss(theirs[0]) - 1, "largest_loss_difference_of_a_step": worst,
                 "tokens": sum(ours[0]["tokens"]) / sum(theirs[0]["tokens"]) - 1, "supervised_tokens": sum(ours[0]["supervised"]) / sum(theirs[0]["supervised"]) - 1}
 
@@ -195,18 +195,18 @@ class Comparison:
         lines += [self.row(name) for name in self.runs]
         for name, errors in self.failures.items():
             lines.append(f"\n{name}: {len(errors)} of its runs failed: {errors[0].splitlines()[0]}")
-        found = self.beside_best()
-        if found:
-            counts = abs(found["loss"]) <= LOSS_LIMIT
-            lines.append(f"\nbeside {found['peer']}: {spread(found['ratios'])} times the tokens a second, memory {found['memory']:.2f}, loss {100 * found['loss']:+.2f} % "
-                         f"(a step at most {100 * found['largest_loss_difference_of_a_step']:.2f} %)" + ("" if counts else ": MORE THAN 1 %, the ratio does not count"))
+        best = self.best_peer()
+        for found in filter(None, map(self.beside, self.peers())):
+            name = f"{found['peer']}, the best that keeps the loss" if found["peer"] == best else found["peer"]
+            lines.append(f"\nbeside {name}: {spread(found['ratios'])} times the tokens a second, memory {found['memory']:.2f}, loss {100 * found['loss']:+.2f} % "
+                         f"(a step at most {100 * found['largest_loss_difference_of_a_step']:.2f} %)" + ("" if abs(found["loss"]) <= LOSS_LIMIT else ": MORE THAN 1 %, the ratio does not count"))
             if found["tokens"] or found["supervised_tokens"]:
                 lines.append(f"NOT THE SAME TOKENS: dagmoe has {100 * found['tokens']:+.2f} % of all and {100 * found['supervised_tokens']:+.2f} % of those that are learnt")
         return "\n".join(lines) + "\n"
 
     def write(self):
         write_json(self.args.json, {"workload": self.args.workload, "machine": self.about, "steps": self.args.steps, "records_per_step": self.args.per_step, "threads": self.args.threads,
-                                    "gemm_gflops": self.rates, "runs": self.runs, "failures": self.failures, "beside_best": self.beside_best()})
+                                    "gemm_gflops": self.rates, "runs": self.runs, "failures": self.failures, "best_peer": self.best_peer(), "beside": [self.beside(name) for name in self.peers()]})
         if self.args.markdown:
             self.args.markdown.write_text(self.markdown())
 
@@ -261,12 +261,18 @@ def main():
     modes = [] if args.only else args.peer_modes.split(",")
     if args.folder is None:
         parser.error("--model is missing" if args.workload == "full" else "--moe is missing")
+    for path in (args.dagmoe, args.folder / "config.json", args.data):
+        if not path.is_file():
+            parser.error(f"{path}: no such file")
     if unknown := [mode for mode in modes if mode not in ("fp32", "amp", "bf16")]:
         parser.error(f"--peer-modes: found {', '.join(unknown)}, known: fp32, amp, bf16")
     if args.per_step % min(args.peer_micro, args.per_step):
         parser.error(f"--records {args.per_step} is no multiple of --peer-micro {args.peer_micro}")
     with tempfile.TemporaryDirectory(prefix="dagmoe-train-") as work:
-        comparison = compare(args, modes, pathlib.Path(work))
+        try:
+            comparison = compare(args, modes, pathlib.Path(work))
+        except RunFailed as error:
+            sys.exit(str(error))
     print(comparison.markdown(), end="")
     return 1 if comparison.failures else 0
 

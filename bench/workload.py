@@ -147,10 +147,16 @@ def finetune(program, settings, work, threads, timeout, overrides=()):
                 process.wait()
         if process.returncode:
             errors.seek(0)
-            raise RunFailed(f"dagmoe finetune: exit {process.returncode}\n{errors.read()[-3000:]}")
+            raise RunFailed(failure("dagmoe finetune", process.returncode, errors.read()))
     lines = [line for line in map(json.loads, metrics.read_text().splitlines()) if "tokens" in line and "loss" in line]
     shutil.rmtree(output, ignore_errors=True)
     return lines, first
+
+
+def failure(program, code, errors):
+    """The text of a RunFailed: on its first line what the program said last."""
+    said = [line for line in errors.splitlines() if line.strip()] or ["it said nothing"]
+    return f"{program}: exit {code}: {said[-1][:300]}\n{errors[-3000:]}"
 
 
 def warm_up(num_steps):
