@@ -17,6 +17,8 @@ import sys
 import tempfile
 import time
 
+from workload import as_mixtral
+
 PEER = "--peer"
 
 
@@ -45,28 +47,6 @@ def peer(folder, dtype):
             }
         )
     )
-
-
-def as_mixtral(folder, work):
-    """A copy of a dagmoe folder (base mixtral) without its DAG, for stock transformers."""
-    from safetensors.torch import load_file, save_file
-
-    config = json.load(open(os.path.join(folder, "config.json")))
-    if config["model_type"] != "dagmoe":
-        return folder
-    target = os.path.join(work, os.path.basename(os.path.normpath(folder)) + "-mixtral")
-    os.makedirs(target)
-    for key in ("dag", "base_model_type", "scoring_func", "norm_topk_prob", "routed_scaling_factor", "auto_map"):
-        config.pop(key, None)
-    config.update(model_type="mixtral", architectures=["MixtralForCausalLM"])
-    json.dump(config, open(os.path.join(target, "config.json"), "w"))
-    tensors = load_file(os.path.join(folder, "model.safetensors"))
-    save_file(
-        {k: v for k, v in tensors.items() if ".mlp.dag." not in k},
-        os.path.join(target, "model.safetensors"),
-        metadata={"format": "pt"},
-    )
-    return target
 
 
 def run(command):

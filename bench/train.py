@@ -1,32 +1,38 @@
 #!/usr/bin/env python3
-"""Fine-tuning beside the Python stack: tokens a second, memory and loss, on the same records in the same run.
+"""Fine-tuning beside the Python stack: tokens a second, memory, start-up and loss, on the same records in the same run.
 
-    python bench/train.py full|dag|expert_lora --dagmoe BINARY --model SMOLLM2 [--moe MIXTRAL_FORM] --data ALPACA.json
-                          [--records 8] [--steps 12] [--repeats 3] [--threads 2] [--peer-modes amp,bf16] [--json FILE]
+    python bench/train.py full|dag|expert_lora --dagmoe BINARY --model SMOLLM2 [--moe MIXTRAL_FORM] --data ALPACA.json [--records 32] [--steps 6] [--repeats 3] [--threads 2]
+                          [--peer-modes fp32,amp,bf16] [--only dagmoe] [--json FILE] [--markdown FILE]
 
 full         every weight of SmolLM2; peer: TRL's SFTTrainer (fp32, bf16 autocast, pure bf16)
 dag          only the DAG (L = 2, G = 64) of SmolLM2 upcycled to 8 experts of which 4 answer; peer: the same module written in plain PyTorch on transformers'
-             Mixtral (factorised edges, bf16 autocast, frozen parameters without gradients), as a user would
+             Mixtral (factorised edges, bf16 autocast, frozen parameters without gradients), as a user would; its mode bf16 has the frozen weights in bf16
 expert_lora  rank 8 on attention and both expert tensors; peer: peft's target_parameters through TRL
 
-Both programs get the same prompts and completions in the order of the file, `records` of them a step, AdamW at the same rate. Real tokens only, without padding; the first fifth
-of the steps (two at least) warms up. Programs run in turn, each in a process of its own. The peer's best mode is the fastest whose loss over the last half of the steps is within
-1 % of its own fp32 autocast run's. A ratio counts if dagmoe's loss is within 1 % of that mode's. Needs transformers, trl and peft; an idle machine.
+All get the same prompts and completions, the first `records` x `steps` that fit of the file in its order, the same tokens of them (compared), AdamW at the same rate. Real tokens only, without
+padding; the first fifth of the steps (two at least) warms up. Programs run in turn, each in a process of its own. A peer's mode counts if its loss over the last half of the steps is within 1 %
+of autocast's (where that was not run, of the first mode's). After the first turn only the fastest of these and those within 15 % of it go on. A ratio counts if dagmoe's loss is within 1 % too.
+Start-up is from the launch of the process to the beginning of its first step. Operations are those that the workload needs (bench/flops.py); their share is of bf16 products at the model's own
+shapes, measured in every turn, forward ones and, in brackets, all three of a layer. `6 N T` counts 6 for every weight and token, as is customary; the head over tokens that are not learnt is
+in it, which nobody has to compute. With `--only dagmoe` no peer runs. Written after every run; a run that fails or takes longer than --timeout is named, and the others go on.
 """
 import argparse
 import json
-import os
 import pathlib
 import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
-from measure import peak_of_this_process
+import flops
+from train_peers import ALPHA, RANK
+from workload import RunFailed, environment, failure, finetune, machine, machine_text, spread, warm_up, write_json
 
 HEADER = "Below is an instruction that describes a task"
 LENGTH, LR = 512, 2e-5
-RANK, ALPHA = 8, 16
+LOSS_LIMIT = 0.01
+DAG = {"num_iterations": 2, "node_size": 64}
 
 
 def alpaca_prompt(record):
@@ -51,279 +57,225 @@ def write_records(data, count, folder):
     return path
 
 
-# ---- Peers: each runs in a process of its own and prints one JSON object.
+# ---- One run of each. All give seconds, tokens, supervised, losses (a list each), peak_bytes, first_step_end_s.
 
-def report(seconds, tokens, losses, start):
-    warm = max(2, len(seconds) // 5)
-    print(json.dumps({"tokens_per_second": sum(tokens[warm:]) / sum(seconds[warm:]), "losses": losses, "peak_bytes": peak_of_this_process(),
-                      "first_step_after_s": start, "step_s": statistics.median(seconds[warm:])}))
-
-
-def run_trl(spec):
-    import time
-    begin = time.time()
-    import torch
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
-
-    torch.set_num_threads(spec["threads"])
-    rows = [{key: row[key] for key in ("prompt", "completion")} for row in map(json.loads, open(spec["records"]))]
-    tokenizer = AutoTokenizer.from_pretrained(spec["model"])
-    tokenizer.pad_token = tokenizer.pad_token or tokenizer.eos_token
-    model = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.bfloat16 if spec["mode"] == "bf16" else torch.float32)
-    adapter = None
-    if spec["workload"] == "expert_lora":
-        from peft import LoraConfig
-        adapter = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=["q_proj", "k_proj", "v_proj", "o_proj"],
-                             target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"], task_type="CAUSAL_LM")
-    seconds, tokens, first = [], [], []
-
-    class Clock(TrainerCallback):
-        def on_step_begin(self, *args, **kwargs):
-            self.start = time.time()
-            tokens.append(0)
-
-        def on_step_end(self, *args, **kwargs):
-            seconds.append(time.time() - self.start)
-            first.append(time.time() - begin)
-
-    # Small micro batches pad less; TRL's throughput hardly changes above 8 records.
-    micro = min(8, spec["per_step"])
-    config = SFTConfig(output_dir=spec["work"], max_steps=spec["steps"], per_device_train_batch_size=micro, gradient_accumulation_steps=spec["per_step"] // micro,
-                       learning_rate=LR, lr_scheduler_type="constant", max_length=LENGTH, bf16=spec["mode"] == "amp", logging_steps=1, save_strategy="no", report_to=[],
-                       use_cpu=True, gradient_checkpointing=False, disable_tqdm=True, max_grad_norm=1.0, train_sampling_strategy="sequential")
-    trainer = SFTTrainer(model=model, args=config, train_dataset=Dataset.from_list(rows), processing_class=tokenizer, peft_config=adapter, callbacks=[Clock()])
-    inner = trainer.training_step
-
-    def counted(module, inputs, *args, **kwargs):
-        tokens[-1] += int(inputs["attention_mask"].sum())
-        return inner(module, inputs, *args, **kwargs)
-
-    trainer.training_step = counted
-    trainer.train()
-    report(seconds, tokens, [entry["loss"] for entry in trainer.state.log_history if "loss" in entry], first[0])
-
-
-def run_plain_dag(spec):
-    import time
-    begin = time.time()
-    import torch
-    import torch.nn.functional as F
-    from torch import nn
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    torch.set_num_threads(spec["threads"])
-    L, G = 2, 64
-    tokenizer = AutoTokenizer.from_pretrained(spec["model"])
-    model = AutoModelForCausalLM.from_pretrained(spec["model"], dtype=torch.float32)
-
-    class Step(nn.Module):
-        """One iteration with its edge matrices in factorised form: no (K, K, 2G) tensor of concatenated pairs."""
-
-        def __init__(self, width):
-            super().__init__()
-            self.norm, self.down = nn.LayerNorm(width, bias=False), nn.Linear(width, G, bias=False)
-            self.mix, self.up = nn.Linear(G, 4 * G, bias=False), nn.Linear(G, width, bias=False)
-            for linear in (self.down, self.mix):  # as dagmoe begins, so that losses compare
-                nn.init.normal_(linear.weight, std=model.config.initializer_range)
-            nn.init.zeros_(self.up.weight)
-
-        def forward(self, x):
-            a, b, c, e = self.mix(self.down(self.norm(x))).chunk(4, -1)
-            messages = F.silu(a.unsqueeze(2) + b.unsqueeze(1)) * (c.unsqueeze(2) + e.unsqueeze(1))
-            return x + self.up(messages.sum(2))
-
-    class Dag(nn.Module):
-        def __init__(self, old, width, top_k):
-            super().__init__()
-            self.gate, self.experts, self.top_k = old.gate, old.experts, top_k
-            self.steps = nn.ModuleList(Step(width) for _ in range(L))
-
-        def forward(self, hidden):
-            x = hidden.reshape(-1, hidden.shape[-1])
-            weights, chosen = torch.topk(F.softmax(F.linear(x, self.gate.weight).float(), -1), self.top_k)
-            weights = (weights / weights.sum(-1, keepdim=True)).to(x.dtype)
-            order = chosen.reshape(-1).argsort()
-            counts = torch.bincount(chosen.reshape(-1), minlength=self.experts.num_experts).tolist()
-            outputs, first = [], 0
-            for expert, count in enumerate(counts):
-                if count:
-                    token = order[first : first + count] // self.top_k
-                    gate, up = F.linear(x[token], self.experts.gate_up_proj[expert]).chunk(2, -1)
-                    outputs.append(F.linear(F.silu(gate) * up, self.experts.down_proj[expert]))
-                first += count
-            outputs = torch.cat(outputs)
-            nodes = torch.zeros(x.shape[0] * self.top_k, x.shape[1], dtype=outputs.dtype).index_copy(0, order, outputs)
-            # The layer adds its residual outside, so the nodes carry the hidden state's share and it is taken off at the end.
-            nodes = nodes.view(-1, self.top_k, x.shape[1]) * weights.unsqueeze(-1) + x.unsqueeze(1) / self.top_k
-            for step in self.steps:
-                nodes = step(nodes)
-            return (nodes.sum(1) - x).view(hidden.shape)
-
-    for parameter in model.parameters():
-        parameter.requires_grad = False
-    for layer in model.model.layers:
-        layer.mlp = Dag(layer.mlp, model.config.hidden_size, model.config.num_experts_per_tok)
-    trained = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LR, weight_decay=0.0, fused=True)
-    rows = [json.loads(line) for line in open(spec["records"])]
-    seconds, tokens, losses, first = [], [], [], None
-    micro = min(8, spec["per_step"])
-    for step in range(spec["steps"]):
-        start = time.time()
-        samples = []
-        for row in rows[step * spec["per_step"] : (step + 1) * spec["per_step"]]:
-            prompt = tokenizer(row["prompt"]).input_ids
-            whole = tokenizer(row["prompt"] + row["completion"]).input_ids + [tokenizer.eos_token_id]
-            samples.append((whole[:LENGTH], ([-100] * len(prompt) + whole[len(prompt) :])[:LENGTH]))
-        supervised = sum(label != -100 for _, labels in samples for label in labels)
-        total = 0.0
-        for begin_micro in range(0, len(samples), micro):
-            part = samples[begin_micro : begin_micro + micro]
-            width = max(len(ids) for ids, _ in part)
-            ids = torch.tensor([i + [2] * (width - len(i)) for i, _ in part])
-            labels = torch.tensor([y + [-100] * (width - len(y)) for _, y in part])
-            mask = torch.tensor([[1] * len(i) + [0] * (width - len(i)) for i, _ in part])
-            with torch.autocast("cpu", torch.bfloat16, enabled=spec["mode"] == "amp"):
-                loss = model(input_ids=ids, attention_mask=mask, labels=labels, num_items_in_batch=supervised).loss
-            loss.backward()
-            total += loss.item()
-        torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        seconds.append(time.time() - start)
-        first = first or time.time() - begin
-        tokens.append(sum(len(ids) for ids, _ in samples))
-        losses.append(total)
-    report(seconds, tokens, losses, first)
-
-
-# ---- The two in turn
-
-def run_peer(spec, environment):
-    command = [sys.executable, __file__, "--peer", json.dumps(spec)]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+def run_peer(name, spec, args):
+    command = [sys.executable, str(pathlib.Path(__file__).with_name("train_peers.py")), name, json.dumps({**spec, "launched": time.time()})]
+    try:
+        result = subprocess.run(command, env=environment(args.threads), capture_output=True, text=True, timeout=args.timeout)
+    except subprocess.TimeoutExpired:
+        raise RunFailed(f"{name}: not done after {args.timeout:.0f} s") from None
     if result.returncode:
-        sys.exit(f"{spec['workload']} {spec['mode']}: the peer failed\n{result.stderr[-3000:]}")
+        raise RunFailed(failure(name, result.returncode, result.stderr))
     return json.loads(result.stdout.strip().splitlines()[-1])
 
 
-def recipe_of(args, records, folder):
-    recipe = {"version": 1, "seed": 1, "output_dir": str(folder), "dtype": "bfloat16", "model": {"path": str(args.model if args.workload == "full" else args.moe)},
-              "data": {"shuffle": False, "max_seq_len": LENGTH, "train": [{"path": str(records), "format": "alpaca", "template": "alpaca"}]},
+def recipe_of(args, records):
+    recipe = {"version": 1, "seed": 1, "dtype": "bfloat16", "model": {"path": str(args.folder)},
+              "data": {"shuffle": False, "max_seq_len": LENGTH, "tokenization": "joined", "train": [{"path": str(records), "format": "alpaca", "template": "alpaca"}]},
               "batch": {"sequences": args.per_step, "micro_batch_tokens": args.micro_batch_tokens}, "steps": args.steps,
               "optimizer": {"name": "adamw", "lr": LR, "weight_decay": 0.0}, "schedule": {"kind": "constant"}, "max_grad_norm": 1.0,
-              "router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.0, "checkpoint": {"every_steps": 100000}}
+              "router_aux_loss_coef": 0.0, "router_z_loss_coef": 0.0, "checkpoint": {"every_steps": 0}}
     if args.workload == "full":
-        recipe["trainable"] = ["full"]
-    elif args.workload == "dag":
-        recipe["model"]["dag"] = {"num_iterations": 2, "node_size": 64}
-        recipe["trainable"] = ["dag"]
-    else:
-        recipe["lora"] = {"rank": RANK, "alpha": ALPHA, "targets": ["attention", "experts"]}
-        recipe["trainable"] = []
-    return recipe
+        return {**recipe, "trainable": ["full"]}
+    if args.workload == "dag":
+        return {**recipe, "trainable": ["dag"], "model": {**recipe["model"], "dag": DAG}}
+    return {**recipe, "trainable": [], "lora": {"rank": RANK, "alpha": ALPHA, "targets": ["attention", "experts"]}}
 
 
-def run_dagmoe(args, records, work, environment):
-    import time
-    folder = work / "dagmoe"
-    subprocess.run(["rm", "-rf", str(folder)], check=True)
-    recipe = work / "recipe.yaml"
-    recipe.write_text(json.dumps(recipe_of(args, records, folder)))  # JSON is YAML
-    begin = time.time()
-    process = subprocess.Popen([str(args.dagmoe), "finetune", str(recipe)], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    first, metrics = None, folder / "metrics.jsonl"
-    while process.poll() is None:
-        if first is None and metrics.exists() and metrics.stat().st_size:
-            first = time.time() - begin
-        time.sleep(0.02)
-    _, error = process.communicate()
-    if process.returncode:
-        sys.exit(f"dagmoe finetune failed\n{error[-3000:]}")
-    lines = [line for line in map(json.loads, metrics.read_text().splitlines()) if "loss" in line]
-    warm = max(2, len(lines) // 5)
-    return {"tokens_per_second": sum(line["tokens"] for line in lines[warm:]) / sum(line["seconds"] for line in lines[warm:]), "losses": [line["loss"] for line in lines],
-            "peak_bytes": lines[-1]["peak_rss_bytes"], "first_step_after_s": first, "step_s": statistics.median(line["seconds"] for line in lines[warm:])}
+def run_dagmoe(args, records, work):
+    lines, first_end = finetune(args.dagmoe, recipe_of(args, records), work, args.threads, args.timeout, args.override)
+    values = lambda key: [line[key] for line in lines]
+    return {"seconds": values("seconds"), "tokens": values("tokens"), "supervised": values("supervised_tokens"), "losses": values("loss"),
+            "peak_bytes": lines[-1]["peak_rss_bytes"], "first_step_end_s": first_end}
 
+
+# ---- What the numbers say
 
 def late_loss(run):
     return statistics.mean(run["losses"][len(run["losses"]) // 2 :])
 
 
-def gemm_rate(threads):
-    """GFLOP/s of bf16 products at the shapes of SmolLM2's layers over 2,048 tokens, by the time each takes in a layer."""
-    import time
-    import torch
-    torch.set_num_threads(threads)
-    flops = spent = 0.0
-    for inputs, outputs in ((576, 576), (576, 192), (576, 192), (576, 576), (576, 1536), (576, 1536), (1536, 576)):
-        x, w = torch.randn(2048, inputs).bfloat16(), torch.randn(outputs, inputs).bfloat16()
-        best = 1e9
-        for _ in range(20):
-            start = time.time()
-            torch.nn.functional.linear(x, w)
-            best = min(best, time.time() - start)
-        flops += 2 * 2048 * inputs * outputs
-        spent += best
-    return flops / spent / 1e9
+def speed(run):
+    first = warm_up(len(run["seconds"]))
+    return sum(run["tokens"][first:]) / sum(run["seconds"][first:])
+
+
+def start_up(run):
+    return run["first_step_end_s"] - run["seconds"][0]
+
+
+def operations(config, workload, run):
+    """Needed, and 6 N T, of the steps that count."""
+    first = warm_up(len(run["seconds"]))
+    tokens, supervised, seconds = (sum(run[key][first:]) for key in ("tokens", "supervised", "seconds"))
+    steps = len(run["seconds"]) - first
+    with_dag = {**config, "dag": DAG} if workload == "dag" else config
+    trains = flops.TRAINS["none" if workload == "expert_lora" else workload]
+    lora = (RANK, flops.EXPERT_LORA) if workload == "expert_lora" else None
+    # Lengths matter to attention alone, a few per cent: records of the mean length.
+    count = run["sequences"] * steps
+    needed = flops.step_flops(with_dag, trains, tokens, supervised, [tokens / count] * count, lora)["total"]
+    customary = flops.step_flops(with_dag, flops.TRAINS["full"], tokens, tokens)["products"]
+    return needed / seconds / 1e9, customary / seconds / 1e9
+
+
+class Comparison:
+    def __init__(self, args, config):
+        self.args, self.config, self.about = args, config, machine()
+        self.runs, self.failures, self.rates = {}, {}, []
+
+    def add(self, name, run):
+        self.runs.setdefault(name, []).append({**run, "sequences": self.args.per_step})
+        print(f"{len(self.runs[name])}: {name}: {speed(run):.1f} tokens/s, loss {late_loss(run):.4f}", file=sys.stderr, flush=True)
+
+    def fail(self, name, error):
+        self.failures.setdefault(name, []).append(str(error))
+        print(f"{name} failed: {error}", file=sys.stderr, flush=True)
+
+    def peers(self):
+        return [name for name in self.runs if name != "dagmoe"]
+
+    def keeping(self):
+        """Peers' modes whose loss is that of autocast."""
+        if not self.peers():
+            return []
+        judge = late_loss(self.runs["amp" if "amp" in self.runs else self.peers()[0]][0])
+        return [name for name in self.peers() if abs(late_loss(self.runs[name][0]) / judge - 1) <= LOSS_LIMIT]
+
+    def median_speed(self, name):
+        return statistics.median(speed(run) for run in self.runs[name])
+
+    def best_peer(self):
+        return max(self.keeping(), key=self.median_speed, default=None)
+
+    def worth_repeating(self, mode):
+        """Not a mode that loses accuracy or was far slower than another in the first turn."""
+        best = self.best_peer()
+        return mode not in self.runs or best is None or (mode in self.keeping() and self.median_speed(mode) > 0.85 * self.median_speed(best))
+
+    def row(self, name):
+        runs = self.runs[name]
+        needed, customary = zip(*(operations(self.config, self.args.workload, run) for run in runs))
+        of_rate = lambda values: " | ".join([f"{statistics.median(values):,.0f}", self.share(values)])
+        cells = [f"{name}{'' if len(runs) == self.args.repeats else f', {len(runs)} run' + 's' * (len(runs) > 1)}", spread([speed(run) for run in runs], 1),
+                 spread([statistics.median(run["seconds"][warm_up(len(run["seconds"])) :]) for run in runs]), of_rate(needed)]
+        if self.args.workload == "full":
+            cells.append(self.share(customary))
+        cells += [f"{statistics.median(run['peak_bytes'] for run in runs) / 1e6:,.0f}", spread([start_up(run) for run in runs], 1),
+                  spread([run["seconds"][0] for run in runs]), f"{late_loss(runs[0]):.4f}"]
+        return "| " + " | ".join(cells) + " |"
+
+    def share(self, gflops):
+        if not self.rates:
+            return "-"
+        rate = {kind: statistics.median(r[kind] for r in self.rates) for kind in ("forward", "all")}
+        return f"{100 * statistics.median(gflops) / rate['forward']:.0f} % ({100 * statistics.median(gflops) / rate['all']:.0f} %)"
+
+    def beside(self, peer):
+        """None where one of the two never ran."""
+        if peer is None or "dagmoe" not in self.runs:
+            return None
+        ours, theirs = self.runs["dagmoe"], self.runs[peer]
+        memory = lambda runs: statistics.median(run["peak_bytes"] for run in runs)
+        worst = max(abs(a / b - 1) for a, b in zip(ours[0]["losses"], theirs[0]["losses"]))
+        return {"peer": peer, "ratios": [speed(a) / speed(b) for a, b in zip(ours, theirs)], "memory": memory(ours) / memory(theirs),
+                "loss": late_loss(ours[0]) / late_loss(theirs[0]) - 1, "largest_loss_difference_of_a_step": worst,
+                "tokens": sum(ours[0]["tokens"]) / sum(theirs[0]["tokens"]) - 1, "supervised_tokens": sum(ours[0]["supervised"]) / sum(theirs[0]["supervised"]) - 1}
+
+    def markdown(self):
+        args = self.args
+        lines = [f"{args.workload}: {args.steps} steps of {args.per_step} records, micro batches of {args.micro_batch_tokens:,} tokens (peers: {min(args.peer_micro, args.per_step)} records), "
+                 f"{args.threads} threads, up to {args.repeats} runs each in turn: median (least-most)", machine_text(self.about)]
+        if self.rates:
+            lines.append("bf16 products at the model's shapes, GFLOP/s: forward " + spread([r["forward"] for r in self.rates], 0) + ", with both gradients " + spread([r["all"] for r in self.rates], 0))
+        customary = " share by 6 N T |" if args.workload == "full" else ""
+        lines += ["", f"| | tokens/s | step, s | GFLOP/s needed | share of the products' rate |{customary} peak MB | start-up, s | first step, s | loss, last half |",
+                  "|---" * (10 if customary else 9) + "|"]
+        lines += [self.row(name) for name in self.runs]
+        for name, errors in self.failures.items():
+            lines.append(f"\n{name}: {len(errors)} of its runs failed: {errors[0].splitlines()[0]}")
+        best = self.best_peer()
+        for found in filter(None, map(self.beside, self.peers())):
+            name = f"{found['peer']}, the best that keeps the loss" if found["peer"] == best else found["peer"]
+            lines.append(f"\nbeside {name}: {spread(found['ratios'])} times the tokens a second, memory {found['memory']:.2f}, loss {100 * found['loss']:+.2f} % "
+                         f"(a step at most {100 * found['largest_loss_difference_of_a_step']:.2f} %)" + ("" if abs(found["loss"]) <= LOSS_LIMIT else ": MORE THAN 1 %, the ratio does not count"))
+            if found["tokens"] or found["supervised_tokens"]:
+                lines.append(f"NOT THE SAME TOKENS: dagmoe has {100 * found['tokens']:+.2f} % of all and {100 * found['supervised_tokens']:+.2f} % of those that are learnt")
+        return "\n".join(lines) + "\n"
+
+    def write(self):
+        write_json(self.args.json, {"workload": self.args.workload, "machine": self.about, "steps": self.args.steps, "records_per_step": self.args.per_step, "threads": self.args.threads,
+                                    "gemm_gflops": self.rates, "runs": self.runs, "failures": self.failures, "best_peer": self.best_peer(), "beside": [self.beside(name) for name in self.peers()]})
+        if self.args.markdown:
+            self.args.markdown.write_text(self.markdown())
+
+
+def compare(args, modes, work):
+    if args.workload != "full":
+        args.folder = pathlib.Path(run_peer("mixtral", {"folder": str(args.moe), "work": str(work)}, args))
+    config = json.loads((args.folder / "config.json").read_text())
+    comparison = Comparison(args, config)
+    records = write_records(args.data, args.per_step * args.steps, work)
+    base = {"workload": args.workload, "records": str(records), "model": str(args.folder), "threads": args.threads, "steps": args.steps, "per_step": args.per_step,
+            "peer_micro": args.peer_micro, "length": LENGTH, "lr": LR, "work": str(work / "trl")}
+    gemm = {"threads": args.threads, "config": config, "tokens": args.micro_batch_tokens, "supervised": args.micro_batch_tokens // 2}
+    peer = "plain_dag" if args.workload == "dag" else "trl"
+
+    def attempt(name, run, add):
+        try:
+            add(run())
+        except RunFailed as error:
+            comparison.fail(name, error)
+        comparison.write()
+
+    for _ in range(args.repeats):
+        attempt("products", lambda: run_peer("gemm", gemm, args), comparison.rates.append)
+        for mode in filter(comparison.worth_repeating, modes):
+            attempt(mode, lambda: run_peer(peer, {**base, "mode": mode}, args), lambda run: comparison.add(mode, run))
+        attempt("dagmoe", lambda: run_dagmoe(args, records, work), lambda run: comparison.add("dagmoe", run))
+    return comparison
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workload", nargs="?", choices=["full", "dag", "expert_lora"])
-    parser.add_argument("--dagmoe", type=pathlib.Path)
-    parser.add_argument("--model", type=pathlib.Path, help="SmolLM2 as a folder")
-    parser.add_argument("--moe", type=pathlib.Path, help="its upcycled form without a DAG, in Mixtral's layout")
-    parser.add_argument("--data", type=pathlib.Path)
-    parser.add_argument("--records", dest="per_step", type=int, default=32, help="records a step")
+    parser.add_argument("workload", choices=["full", "dag", "expert_lora"])
+    parser.add_argument("--dagmoe", type=pathlib.Path, required=True)
+    parser.add_argument("--model", type=pathlib.Path, help="SmolLM2 as a folder, for full")
+    parser.add_argument("--moe", type=pathlib.Path, help="its upcycled form, for the others: in Mixtral's layout, or as dagmoe upcycle writes it, whose DAG is left out")
+    parser.add_argument("--data", type=pathlib.Path, required=True, help="Alpaca records")
+    parser.add_argument("--records", dest="per_step", type=int, default=32, help="a step")
     parser.add_argument("--micro-batch-tokens", type=int, default=2048)
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--peer-micro", type=int, default=8, help="records of a peer's micro batch: few pad less, and throughput hardly changes above 8")
+    parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--peer-modes", default="")
+    parser.add_argument("--peer-modes", default="amp,bf16,fp32", help="in this order; default all")
+    parser.add_argument("--only", choices=["dagmoe"], help="without peers")
+    parser.add_argument("--override", action="append", default=[], metavar="KEY=VALUE", help="of dagmoe's recipe; again for more")
+    parser.add_argument("--timeout", type=float, default=2400, help="seconds of a run, after which it counts as failed")
     parser.add_argument("--json", type=pathlib.Path)
-    parser.add_argument("--peer", help=argparse.SUPPRESS)
+    parser.add_argument("--markdown", type=pathlib.Path)
     args = parser.parse_args()
-    if args.peer:
-        spec = json.loads(args.peer)
-        return run_plain_dag(spec) if spec["workload"] == "dag" else run_trl(spec)
-    missing = [name for name in ("workload", "dagmoe", "model", "data") if getattr(args, name) is None] + (["moe"] if args.workload != "full" and args.moe is None else [])
-    if missing:
-        parser.error("missing: " + ", ".join(missing))
-    environment = {**os.environ, "OMP_NUM_THREADS": str(args.threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1", "PYTHONWARNINGS": "ignore"}
-    modes = args.peer_modes.split(",") if args.peer_modes else {"full": ["fp32", "amp", "bf16"], "dag": ["amp"], "expert_lora": ["fp32", "amp", "bf16"]}[args.workload]
-    with tempfile.TemporaryDirectory() as work:
-        work = pathlib.Path(work)
-        records = write_records(args.data, args.per_step * args.steps, work)
-        base = {"workload": args.workload, "records": str(records), "model": str(args.model if args.workload == "full" else args.moe), "threads": args.threads,
-                "steps": args.steps, "per_step": args.per_step, "work": str(work / "trl")}
-        rate = gemm_rate(args.threads)
-        runs = {"dagmoe": [], **{mode: [] for mode in modes}}
-        for repeat in range(args.repeats):
-            for mode in modes:
-                runs[mode].append(run_peer({**base, "mode": mode}, environment))
-                print(f"{repeat + 1}: peer {mode}: {runs[mode][-1]['tokens_per_second']:.1f} tokens/s, loss {late_loss(runs[mode][-1]):.4f}", file=sys.stderr)
-            runs["dagmoe"].append(run_dagmoe(args, records, work, environment))
-            print(f"{repeat + 1}: dagmoe: {runs['dagmoe'][-1]['tokens_per_second']:.1f} tokens/s, loss {late_loss(runs['dagmoe'][-1]):.4f}", file=sys.stderr)
-    median = lambda name, key: statistics.median(run[key] for run in runs[name])
-    judge = late_loss(runs["amp"][0]) if "amp" in runs else late_loss(runs[modes[0]][0])
-    keep = [mode for mode in modes if abs(late_loss(runs[mode][0]) / judge - 1) <= 0.01]
-    best = max(keep, key=lambda mode: median(mode, "tokens_per_second"))
-    ratios = [ours["tokens_per_second"] / theirs["tokens_per_second"] for ours, theirs in zip(runs["dagmoe"], runs[best])]
-    print(f"{args.workload}, {args.steps} steps of {args.per_step} records, {args.threads} threads, {args.repeats} runs each in turn; bf16 products at the model's shapes: {rate:.0f} GFLOP/s\n")
-    print("| | tokens/s (spread) | step, s | peak MB | start to end of first step, s | loss, last half |\n|---|---|---|---|---|---|")
-    for name in runs:
-        speeds = [run["tokens_per_second"] for run in runs[name]]
-        print(f"| {name} | {statistics.median(speeds):.1f} ({min(speeds):.1f}-{max(speeds):.1f}) | {median(name, 'step_s'):.2f} | {median(name, 'peak_bytes') / 1e6:,.0f} | "
-              f"{median(name, 'first_step_after_s'):.1f} | {late_loss(runs[name][0]):.4f} |")
-    difference = late_loss(runs["dagmoe"][0]) / late_loss(runs[best][0]) - 1
-    print(f"\nbeside {best}: {statistics.median(ratios):.2f} x ({min(ratios):.2f}-{max(ratios):.2f}), memory {median('dagmoe', 'peak_bytes') / median(best, 'peak_bytes'):.2f}, "
-          f"loss {100 * difference:+.2f} %" + ("" if abs(difference) <= 0.01 else ": MORE THAN 1 %, the ratio does not count"))
-    if args.json:
-        args.json.write_text(json.dumps({"workload": args.workload, "gemm_gflops": rate, "runs": runs, "best_peer_mode": best, "ratios": ratios}, indent=1))
+    args.folder = args.model if args.workload == "full" else args.moe
+    modes = [] if args.only else args.peer_modes.split(",")
+    if args.folder is None:
+        parser.error("--model is missing" if args.workload == "full" else "--moe is missing")
+    for path in (args.dagmoe, args.folder / "config.json", args.data):
+        if not path.is_file():
+            parser.error(f"{path}: no such file")
+    if unknown := [mode for mode in modes if mode not in ("fp32", "amp", "bf16")]:
+        parser.error(f"--peer-modes: found {', '.join(unknown)}, known: fp32, amp, bf16")
+    if args.per_step % min(args.peer_micro, args.per_step):
+        parser.error(f"--records {args.per_step} is no multiple of --peer-micro {args.peer_micro}")
+    with tempfile.TemporaryDirectory(prefix="dagmoe-train-") as work:
+        try:
+            comparison = compare(args, modes, pathlib.Path(work))
+        except RunFailed as error:
+            sys.exit(str(error))
+    print(comparison.markdown(), end="")
+    return 1 if comparison.failures else 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
