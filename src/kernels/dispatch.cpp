@@ -13,12 +13,26 @@ namespace dagmoe {
 namespace {
 
 template <class T>
-constexpr KernelTable<T> kReferenceTable = {
-    reference::rms_norm_forward<T>,   reference::rms_norm_backward<T>, reference::rope<T>,
-    reference::swiglu_forward<T>,     reference::swiglu_backward<T>,   reference::dag_pairs_forward<T>,
-    reference::dag_pairs_backward<T>, reference::cross_entropy<T>,     reference::adamw_8bit,
-    reference::log_sum_exp<T>,        reference::attention_softmax,    reference::few_row_scores<T>,
-    reference::few_row_values<T>,     reference::rows_to_floats<T>,    reference::floats_to_rows<T>};
+constexpr KernelTable<T> kReferenceTable = {reference::rms_norm_forward<T>,
+                                            reference::rms_norm_backward<T>,
+                                            reference::rope<T>,
+                                            reference::swiglu_forward<T>,
+                                            reference::swiglu_backward<T>,
+                                            reference::dag_pairs_forward<T>,
+                                            reference::dag_pairs_backward<T>,
+                                            reference::cross_entropy<T>,
+                                            reference::adamw_8bit,
+                                            reference::log_sum_exp<T>,
+                                            reference::attention_softmax,
+                                            reference::few_row_scores<T>,
+                                            reference::few_row_values<T>,
+                                            reference::rows_to_floats<T>,
+                                            reference::floats_to_rows<T>,
+                                            reference::small_product,
+                                            reference::transpose,
+                                            reference::row_dots<T>,
+                                            reference::attention_weights,
+                                            reference::attention_slopes};
 
 // gcc's check reads cpuid and, through xgetbv, whether the operating system saves the wide registers.
 bool is_supported(Isa isa) {
