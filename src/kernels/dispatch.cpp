@@ -31,7 +31,12 @@ constexpr KernelTable<T> kReferenceTable = {reference::rms_norm_forward<T>,
                                             reference::few_row_scores<T>,
                                             reference::few_row_values<T>,
                                             reference::rows_to_floats<T>,
-                                            reference::floats_to_rows<T>};
+                                            reference::floats_to_rows<T>,
+                                            reference::small_product,
+                                            reference::transpose,
+                                            reference::row_dots<T>,
+                                            reference::attention_weights,
+                                            reference::attention_slopes};
 
 // gcc's check reads cpuid and, through xgetbv, whether the operating system saves the wide registers.
 bool is_supported(Isa isa) {

@@ -9,6 +9,7 @@
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "kernels/row_softmax.h"
+#include "kernels/segment_attention.h"
 #include "kernels/swiglu.h"
 
 namespace dagmoe {
@@ -35,6 +36,11 @@ struct KernelTable {
   void (*few_row_values)(const FewRows<T>&);
   void (*rows_to_floats)(const FloatRows<T>&);
   void (*floats_to_rows)(const FloatRows<T>&);
+  void (*small_product)(const SmallProduct&);  ///< this and the next on floats, whatever T is
+  void (*transpose)(const Transpose&);
+  void (*row_dots)(const RowDots<T>&);
+  void (*attention_weights)(const AttentionWeights&);
+  void (*attention_slopes)(const AttentionSlopes&);
 };
 
 /// Instruction sets, slowest first. The reference table is the readable one that judges the others.

@@ -18,15 +18,20 @@ struct FewRows {
   float* out_Rd;  ///< few_row_values adds the weighted sums of rows
 };
 
-/// Rows of a tensor and the same rows as floats side by side, N of width d.
-///   rows_to_floats: floats = rows * scale        floats_to_rows: row n = floats / divisor_N[n]
+/// Rows of a tensor and the same rows as floats, N of width d.
+///   rows_to_floats: floats = rows * scale        floats_to_rows: row n = floats * scale / divisor_N[n]
 template <class T>
 struct FloatRows {
   std::int64_t N, d, row_stride;
   T* rows_Nd;
   float* floats_Nd;
   float scale = 1;
-  const float* divisor_N = nullptr;
+  const float* divisor_N = nullptr;  ///< null: 1
+  std::int64_t floats_stride = 0;    ///< 0: side by side
 };
+template <class T>
+constexpr std::int64_t float_stride(const FloatRows<T>& args) {
+  return args.floats_stride > 0 ? args.floats_stride : args.d;
+}
 
 }  // namespace dagmoe

@@ -35,7 +35,7 @@ void rows_to_floats(const FloatRows<T>& args) {
   for (std::int64_t n = 0; n < args.N; ++n) {
     for (std::int64_t i = 0; i < args.d; ++i) {
       const double value = to_accumulate(args.rows_Nd[n * args.row_stride + i]);
-      args.floats_Nd[n * args.d + i] = static_cast<float>(value * static_cast<double>(args.scale));
+      args.floats_Nd[n * float_stride(args) + i] = static_cast<float>(value * static_cast<double>(args.scale));
     }
   }
 }
@@ -44,7 +44,9 @@ template <class T>
 void floats_to_rows(const FloatRows<T>& args) {
   for (std::int64_t n = 0; n < args.N; ++n) {
     for (std::int64_t i = 0; i < args.d; ++i) {
-      const double value = static_cast<double>(args.floats_Nd[n * args.d + i]) / static_cast<double>(args.divisor_N[n]);
+      const double divisor = args.divisor_N == nullptr ? 1.0 : static_cast<double>(args.divisor_N[n]);
+      const double value =
+          static_cast<double>(args.floats_Nd[n * float_stride(args) + i]) * static_cast<double>(args.scale) / divisor;
       args.rows_Nd[n * args.row_stride + i] = to_element<T>(static_cast<Accumulate<T>>(value));
     }
   }

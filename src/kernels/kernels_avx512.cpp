@@ -2,6 +2,7 @@
 // clang-format off
 #include "kernels/vec_avx512.h"
 #include "kernels/simd_kernels.h"
+#include "kernels/simd_attention.h"
 // clang-format on
 
 namespace dagmoe {

@@ -23,9 +23,9 @@ at::Tensor swiglu(const at::Tensor& gate_XF, const at::Tensor& up_XF);
 at::Tensor dag_pairs(const at::Tensor& abce_TK4G);
 
 /// Causal attention inside each segment [offsets[s], offsets[s+1]) of the T tokens; k and v have fewer heads in
-/// grouped-query attention (heads h*H/Hk.. share one). Scale d^-1/2, softmax in float. LibTorch's flash kernel per
-/// segment; the S x S matrix never exists. `window` above 0: a token sees only the last `window` tokens, itself
-/// included; segments that are longer are attended in blocks of queries with a mask.
+/// grouped-query attention (heads h*H/Hk.. share one). Scale d^-1/2; products and softmax are float whatever the
+/// activations are, and the S x S matrix never exists. `window` above 0: a token sees only the last `window` tokens,
+/// itself included. On the CPU ops_attention_cpu.h, on a GPU LibTorch's kernels segment by segment.
 at::Tensor segment_attention(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
                              const std::vector<std::int64_t>& segment_offsets, std::int64_t window = 0);
 /// The slow twin: a full masked softmax, for tests and for double.

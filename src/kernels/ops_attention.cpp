@@ -1,11 +1,10 @@
 #include <ATen/ATen.h>
-#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu.h>
-#include <ATen/ops/_scaled_dot_product_flash_attention_for_cpu_backward.h>
 
 #include <cmath>
 #include <limits>
 
 #include "kernels/ops.h"
+#include "kernels/ops_attention_cpu.h"
 #include "kernels/ops_support.h"
 
 // Causal attention inside each segment. S: tokens of one segment; M = H / Hk query heads share a key head.
@@ -19,101 +18,24 @@ struct Segment {
   std::int64_t begin, size;
 };
 
-// The segment's rows of x.
+at::Tensor with_unit_stride(const at::Tensor& x_THd) { return x_THd.stride(2) == 1 ? x_THd : x_THd.contiguous(); }
 at::Tensor rows_of(const at::Tensor& x_THd, Segment segment) { return x_THd.narrow(0, segment.begin, segment.size); }
-// The same in float, whatever the activations are. LibTorch's kernel then works with MKL's products, which beat its
-// bfloat16 ones at these sizes (30 segments of 130 tokens, Zen 4: backward 42 ms against 110) and cost nothing extra
-// for a new length.
-at::Tensor float_rows_of(const at::Tensor& x_THd, Segment segment) { return rows_of(x_THd, segment).to(at::kFloat); }
-
-// LibTorch's kernel takes [batch, head, token, d]. The key heads serve as the batch, so that grouped-query attention
-// needs no copy of k and v: the query heads of one group all see the same memory.
-at::Tensor query_view_kMSd(const at::Tensor& q_SHd, std::int64_t num_kv_heads) {
-  const std::int64_t S = q_SHd.size(0), H = q_SHd.size(1), d = q_SHd.size(2);
-  return q_SHd.view({S, num_kv_heads, H / num_kv_heads, d}).permute({1, 2, 0, 3});
-}
-at::Tensor key_view_k1Sd(const at::Tensor& k_SHkd) { return k_SHkd.unsqueeze(2).permute({1, 2, 0, 3}); }
-
-// One segment as LibTorch's kernel wants it.
-struct SegmentViews {
-  SegmentViews(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd, Segment segment)
-      : q_kMSd(query_view_kMSd(float_rows_of(q_THd, segment), k_THkd.size(1))),
-        k_kMSd(key_view_k1Sd(float_rows_of(k_THkd, segment)).expand_as(q_kMSd)),
-        v_kMSd(key_view_k1Sd(float_rows_of(v_THkd, segment)).expand_as(q_kMSd)) {}
-  at::Tensor q_kMSd, k_kMSd, v_kMSd;
-};
-
-// f(index, segment) for every segment that has tokens, spread over the threads; inside, LibTorch's kernel then runs on
-// one thread. A single segment is spread by LibTorch's kernel itself.
-template <class F>
-void for_each_segment(const std::vector<std::int64_t>& offsets, F f) {
-  at::parallel_for(0, static_cast<std::int64_t>(offsets.size()) - 1, 1, [&](std::int64_t first, std::int64_t last) {
-    const at::AutoDispatchBelowADInplaceOrView no_autograd;  // other threads do not know that nothing is to be recorded
-    for (auto index = static_cast<std::size_t>(first); index < static_cast<std::size_t>(last); ++index) {
-      const Segment segment = {offsets[index], offsets[index + 1] - offsets[index]};
-      if (segment.size > 0) f(index, segment);
-    }
-  });
-}
-
-struct AttentionResult {
-  at::Tensor out_THd;
-  std::vector<at::Tensor> logsumexp;  // one per segment
-};
-
-AttentionResult attention_forward(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
-                                  const std::vector<std::int64_t>& offsets) {
-  AttentionResult result = {at::empty(q_THd.sizes(), q_THd.options()), std::vector<at::Tensor>(offsets.size() - 1)};
-  for_each_segment(offsets, [&](std::size_t index, Segment segment) {
-    const SegmentViews in(q_THd, k_THkd, v_THkd, segment);
-    auto [out_kMSd, logsumexp] = at::_scaled_dot_product_flash_attention_for_cpu(in.q_kMSd, in.k_kMSd, in.v_kMSd,
-                                                                                 /*dropout_p=*/0.0, /*is_causal=*/true);
-    query_view_kMSd(rows_of(result.out_THd, segment), k_THkd.size(1)).copy_(out_kMSd);
-    result.logsumexp[index] = logsumexp;
-  });
-  return result;
-}
-
-struct AttentionGradients {
-  at::Tensor q_THd, k_THkd, v_THkd;
-};
-
-// saved: q, k, v, out, then the logsumexp of each segment.
-AttentionGradients attention_backward(const variable_list& saved, const at::Tensor& grad_out_THd,
-                                      const std::vector<std::int64_t>& offsets) {
-  const at::Tensor &q_THd = saved[0], &k_THkd = saved[1], &v_THkd = saved[2], &out_THd = saved[3];
-  const std::int64_t num_kv_heads = k_THkd.size(1);
-  const AttentionGradients gradients = {at::empty(q_THd.sizes(), q_THd.options()),
-                                        at::empty(k_THkd.sizes(), k_THkd.options()),
-                                        at::empty(v_THkd.sizes(), v_THkd.options())};
-  for_each_segment(offsets, [&](std::size_t index, Segment segment) {
-    const SegmentViews in(q_THd, k_THkd, v_THkd, segment);
-    const auto [grad_q, grad_k, grad_v] = at::_scaled_dot_product_flash_attention_for_cpu_backward(
-        query_view_kMSd(float_rows_of(grad_out_THd, segment), num_kv_heads), in.q_kMSd, in.k_kMSd, in.v_kMSd,
-        query_view_kMSd(float_rows_of(out_THd, segment), num_kv_heads), saved[4 + index],
-        /*dropout_p=*/0.0, /*is_causal=*/true);
-    query_view_kMSd(rows_of(gradients.q_THd, segment), num_kv_heads).copy_(grad_q);
-    // A key head serves all query heads of its group.
-    key_view_k1Sd(rows_of(gradients.k_THkd, segment)).copy_(grad_k.sum(1, /*keepdim=*/true));
-    key_view_k1Sd(rows_of(gradients.v_THkd, segment)).copy_(grad_v.sum(1, /*keepdim=*/true));
-  });
-  return gradients;
-}
 
 struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q_THd, const at::Tensor& k_THkd,
-                            const at::Tensor& v_THkd, const std::vector<std::int64_t>& offsets) {
-    const AttentionResult result = attention_forward(q_THd, k_THkd, v_THkd, offsets);
-    variable_list saved = {q_THd, k_THkd, v_THkd, result.out_THd};
-    saved.insert(saved.end(), result.logsumexp.begin(), result.logsumexp.end());
-    ctx->save_for_backward(std::move(saved));
+                            const at::Tensor& v_THkd, const std::vector<std::int64_t>& offsets, std::int64_t window) {
+    const SegmentAttentionResult result = attention_forward_cpu({q_THd, k_THkd, v_THkd, offsets, window});
+    ctx->save_for_backward({q_THd, k_THkd, v_THkd, result.out_THd, result.log_sum_exp_HkTM});
     ctx->saved_data["offsets"] = offsets;
+    ctx->saved_data["window"] = window;
     return result.out_THd;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
-    const auto gradients = attention_backward(ctx->get_saved_variables(), grad_outputs[0].contiguous(),
-                                              ctx->saved_data["offsets"].toIntVector());
-    return {gradients.q_THd, gradients.k_THkd, gradients.v_THkd, {}};
+    const variable_list saved = ctx->get_saved_variables();
+    const auto gradients = attention_backward_cpu(
+        {saved[0], saved[1], saved[2], ctx->saved_data["offsets"].toIntVector(), ctx->saved_data["window"].toInt()},
+        {saved[3], saved[4]}, with_unit_stride(grad_outputs[0]));
+    return {gradients.q_THd, gradients.k_THkd, gradients.v_THkd, {}, {}};
   }
 };
 
@@ -135,9 +57,10 @@ at::Tensor attention_on_gpu(const at::Tensor& q_THd, const at::Tensor& k_THkd, c
   return parts.empty() ? at::zeros_like(q_THd) : at::cat(parts);
 }
 
-// Segments longer than the window, block by block of queries; the mask of one block is all that exists of S x S.
-at::Tensor windowed_attention(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
-                              const std::vector<std::int64_t>& offsets, std::int64_t window) {
+// The same for segments longer than the window, block by block of queries; the mask of one block is all that exists of
+// S x S.
+at::Tensor windowed_attention_on_gpu(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
+                                     const std::vector<std::int64_t>& offsets, std::int64_t window) {
   constexpr std::int64_t kBlock = 512;
   const auto heads_first = [](const at::Tensor& x_SHd) { return x_SHd.transpose(0, 1).unsqueeze(0); };
   const auto long_options = q_THd.options().dtype(at::kLong).requires_grad(false);
@@ -175,8 +98,6 @@ void check_attention(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at
           "segment_attention: offsets must rise from 0 to the ", q_THd.size(0), " tokens");
 }
 
-at::Tensor with_unit_stride(const at::Tensor& x_THd) { return x_THd.stride(2) == 1 ? x_THd : x_THd.contiguous(); }
-
 }  // namespace
 }  // namespace ops
 
@@ -186,14 +107,15 @@ at::Tensor segment_attention(const at::Tensor& q_THd, const at::Tensor& k_THkd, 
   if (q_THd.scalar_type() == at::kDouble) {
     return segment_attention_reference(q_THd, k_THkd, v_THkd, segment_offsets, window);
   }
-  if (ops::exceeds_window(segment_offsets, window)) {
-    return ops::windowed_attention(q_THd, k_THkd, v_THkd, segment_offsets, window);
+  if (q_THd.is_cuda()) {
+    return ops::exceeds_window(segment_offsets, window)
+               ? ops::windowed_attention_on_gpu(q_THd, k_THkd, v_THkd, segment_offsets, window)
+               : ops::attention_on_gpu(q_THd, k_THkd, v_THkd, segment_offsets);
   }
-  if (q_THd.is_cuda()) return ops::attention_on_gpu(q_THd, k_THkd, v_THkd, segment_offsets);
   const at::Tensor q = ops::with_unit_stride(q_THd), k = ops::with_unit_stride(k_THkd),
                    v = ops::with_unit_stride(v_THkd);
-  if (!ops::needs_gradient({q, k, v})) return ops::attention_forward(q, k, v, segment_offsets).out_THd;
-  return ops::AttentionFunction::apply(q, k, v, segment_offsets);
+  if (!ops::needs_gradient({q, k, v})) return ops::attention_forward_cpu({q, k, v, segment_offsets, window}).out_THd;
+  return ops::AttentionFunction::apply(q, k, v, segment_offsets, window);
 }
 
 at::Tensor segment_attention_reference(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,

@@ -9,6 +9,7 @@
 #include "kernels/rms_norm.h"
 #include "kernels/rope.h"
 #include "kernels/row_softmax.h"
+#include "kernels/segment_attention.h"
 #include "kernels/swiglu.h"
 
 /// The slow, readable twin of every kernel, for float, Bf16 and double. Sums over long rows are double whatever T is,
@@ -51,5 +52,11 @@ template <class T>
 void rows_to_floats(const FloatRows<T>& args);
 template <class T>
 void floats_to_rows(const FloatRows<T>& args);
+void small_product(const SmallProduct& args);
+void transpose(const Transpose& args);
+template <class T>
+void row_dots(const RowDots<T>& args);
+void attention_weights(const AttentionWeights& args);
+void attention_slopes(const AttentionSlopes& args);
 
 }  // namespace dagmoe::reference

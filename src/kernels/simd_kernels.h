@@ -489,7 +489,7 @@ template <class T>
 void rows_to_floats(const FloatRows<T>& args) {
   for (std::int64_t n = 0; n < args.N; ++n) {
     const T* row_d = args.rows_Nd + n * args.row_stride;
-    float* floats_d = args.floats_Nd + n * args.d;
+    float* floats_d = args.floats_Nd + n * float_stride(args);
     for_each_block(args.d, [&](std::int64_t i, auto lanes) {
       store(floats_d + i, load(row_d + i, lanes) * set(args.scale), lanes);
     });
@@ -500,8 +500,8 @@ template <class T>
 void floats_to_rows(const FloatRows<T>& args) {
   for (std::int64_t n = 0; n < args.N; ++n) {
     T* row_d = args.rows_Nd + n * args.row_stride;
-    const float* floats_d = args.floats_Nd + n * args.d;
-    const Vec factor = set(1 / args.divisor_N[n]);
+    const float* floats_d = args.floats_Nd + n * float_stride(args);
+    const Vec factor = set(args.divisor_N == nullptr ? args.scale : args.scale / args.divisor_N[n]);
     for_each_block(args.d,
                    [&](std::int64_t i, auto lanes) { store(row_d + i, load(floats_d + i, lanes) * factor, lanes); });
   }
@@ -600,6 +600,14 @@ void adamw_8bit(const AdamW8bit& args) {
   }
 }
 
+// In simd_attention.h.
+void small_product(const SmallProduct& args);
+void transpose(const Transpose& args);
+template <class T>
+void row_dots(const RowDots<T>& args);
+void attention_weights(const AttentionWeights& args);
+void attention_slopes(const AttentionSlopes& args);
+
 template <class T>
 constexpr KernelTable<T> simd_table() {
   return {rms_norm_forward<T>,
@@ -620,7 +628,12 @@ constexpr KernelTable<T> simd_table() {
           few_row_scores<T>,
           few_row_values<T>,
           rows_to_floats<T>,
-          floats_to_rows<T>};
+          floats_to_rows<T>,
+          small_product,
+          transpose,
+          row_dots<T>,
+          attention_weights,
+          attention_slopes};
 }
 
 }  // namespace

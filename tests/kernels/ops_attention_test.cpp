@@ -93,7 +93,7 @@ TEST_CASE("segment_attention: bfloat16 is near the reference in double, output a
     const Inputs in = random_inputs(120, 9, Hk, 16, at::kBFloat16);
     const auto actual = run(segment_attention, in, at::kBFloat16, kOffsets);
     const auto expected = run(segment_attention_reference, in, at::kDouble, kOffsets);
-    // The kernel rounds the probabilities to bfloat16 before it sums up to 77 products, which cancel: so the absolute
+    // The gradients begin with the output as rounded to bfloat16, and up to 77 products of them cancel: so the absolute
     // part is bfloat16's too, in units of the largest result.
     for (std::size_t i = 0; i < actual.size(); ++i) {
       INFO("result " << i << " of output, grad q, grad k, grad v");
@@ -101,6 +101,57 @@ TEST_CASE("segment_attention: bfloat16 is near the reference in double, output a
       require_close(actual[i], expected[i], kBf16Tolerance * expected[i].abs().max().item<double>(), kBf16Tolerance);
     }
   }
+}
+
+TEST_CASE("segment_attention: any number of heads and any width, with and without a window", "[kernels]") {
+  struct Shape {
+    std::int64_t H, Hk, d;
+  };
+  // Widths below, above and between multiples of a vector; a group of more heads than a block has rows for 16 queries.
+  for (const Shape shape : {Shape{1, 1, 1}, Shape{5, 1, 3}, Shape{2, 2, 20}, Shape{14, 2, 33}, Shape{40, 1, 16}}) {
+    for (const std::int64_t window : {0, 1, 13}) {
+      INFO(shape.H << " heads, " << shape.Hk << " key heads, width " << shape.d << ", window " << window);
+      const Inputs in = random_inputs(120, shape.H, shape.Hk, shape.d, at::kFloat);
+      const auto actual = run(segment_attention, in, at::kFloat, kOffsets, window);
+      const auto expected = run(segment_attention_reference, in, at::kDouble, kOffsets, window);
+      for (std::size_t i = 0; i < actual.size(); ++i) {
+        INFO("result " << i << " of output, grad q, grad k, grad v");
+        require_close(actual[i], expected[i], kFloatTolerance, kFloatTolerance);
+      }
+    }
+  }
+}
+
+TEST_CASE("segment_attention: a long segment's parts add up, the same on any number of threads", "[kernels]") {
+  const std::vector<std::int64_t> offsets = {0, 20, 2150};  // the second in four tasks a key head
+  const Inputs in = random_inputs(2150, 2, 1, 8, at::kFloat);
+  const int num_threads = at::get_num_threads();
+  for (const std::int64_t window : {0, 300, 1500}) {
+    INFO("window " << window);
+    const auto expected = run(segment_attention_reference, in, at::kDouble, offsets, window);
+    at::set_num_threads(1);
+    const auto one = run(segment_attention, in, at::kFloat, offsets, window);
+    for (const int threads : {2, 3}) {
+      at::set_num_threads(threads);
+      const auto many = run(segment_attention, in, at::kFloat, offsets, window);
+      for (std::size_t i = 0; i < many.size(); ++i) require_equal(many[i], one[i]);
+    }
+    at::set_num_threads(num_threads);
+    for (std::size_t i = 0; i < one.size(); ++i) {
+      INFO("result " << i << " of output, grad q, grad k, grad v");
+      require_close(one[i], expected[i], kFloatTolerance, kFloatTolerance);
+    }
+  }
+}
+
+TEST_CASE("segment_attention: not a number stays in its segment and shows", "[kernels]") {
+  const Inputs in = random_inputs(40, 2, 1, 8, at::kFloat);
+  in.k[20].fill_(NAN);
+  const auto results = run(segment_attention, in, at::kFloat, {0, 15, 40});
+  const at::Tensor out = results[0];
+  REQUIRE(out.narrow(0, 0, 20).isfinite().all().item<bool>());  // tokens before it do not see it
+  REQUIRE(out.narrow(0, 20, 20).isnan().all().item<bool>());
+  for (std::size_t i = 1; i < results.size(); ++i) REQUIRE(results[i].narrow(0, 0, 15).isfinite().all().item<bool>());
 }
 
 TEST_CASE("segment_attention: gradients of the reference match central differences", "[kernels]") {
@@ -119,6 +170,19 @@ TEST_CASE("segment_attention: slices of one fused matrix need no copy and give t
   const auto parts = fused.split_with_sizes({4, 2, 2}, 1);
   require_equal(segment_attention(parts[0], parts[1], parts[2], {0, 15, 40}),
                 segment_attention(parts[0].contiguous(), parts[1].contiguous(), parts[2].contiguous(), {0, 15, 40}));
+}
+
+TEST_CASE("segment_attention: gradients of slices, and a gradient that comes with strides", "[kernels]") {
+  auto generator = at::make_generator<at::CPUGeneratorImpl>(8);
+  const at::Tensor fused = at::randn({40, 4 + 2 + 2, 8}, generator, at::TensorOptions(at::kFloat));
+  const at::Tensor factors = at::randn({8, 4, 40}, generator, at::TensorOptions(at::kFloat)).permute({2, 1, 0});
+  const auto gradient = [&](auto attention) {
+    const at::Tensor leaf = fused.clone().set_requires_grad(true);
+    const auto parts = leaf.split_with_sizes({4, 2, 2}, 1);
+    const at::Tensor out = attention(parts[0], parts[1], parts[2], {0, 15, 40}, 0);
+    return torch::autograd::grad({out}, {leaf}, {factors})[0];
+  };
+  require_close(gradient(segment_attention), gradient(segment_attention_reference), kFloatTolerance, kFloatTolerance);
 }
 
 TEST_CASE("segment_attention: results repeat bit for bit on any number of threads", "[kernels]") {
