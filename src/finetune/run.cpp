@@ -25,7 +25,8 @@ namespace dagmoe {
 namespace {
 
 constexpr std::int64_t kSampleCount = 4;        // shown in the report
-constexpr std::int64_t kAnalysisTokens = 8192;  // that the learned graph is looked at with
+// That the learned graph is looked at with: few, because the first step waits for it.
+constexpr std::int64_t kAnalysisTokens = 1024;
 
 /// Sums over the step lines of a run, which are all that a resumed run knows of the steps before.
 class StepTotals {
