@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 
 #include "base/error.h"
 #include "base/text.h"
@@ -32,10 +33,21 @@ __device__ inline Bf16 to_element<Bf16>(float value) {
   return {__bfloat16_as_ushort(__float2bfloat16_rn(value))};
 }
 
-/// Floats go through the special function unit: a relative error of 2 + 1.2 |x| units in the last place.
-__device__ inline float fast_exp(float x) { return __expf(x); }
+/// Floats go through the special function unit: a relative error of 2 + 1.2 |x| units in the last place. Results too
+/// small for a normal float are 0.
+__device__ inline float fast_exp(float x) {
+  constexpr float kLog2E = 1.4426950408889634F;
+  float result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(x * kLog2E));
+  return result;
+}
 __device__ inline double fast_exp(double x) { return exp(x); }
-__device__ inline float sigmoid(float x) { return __fdividef(1.0F, 1.0F + __expf(-x)); }
+
+__device__ inline float sigmoid(float x) {
+  float result;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(1 + fast_exp(-x)));
+  return result;
+}
 __device__ inline double sigmoid(double x) { return 1 / (1 + exp(-x)); }
 
 /// The derivative of SiLU at x, given q = sigmoid(x).
@@ -46,25 +58,50 @@ __device__ Real silu_slope(Real x, Real q) {
 
 // ---- several elements in one access
 
-template <class T, int W>
-struct alignas(W * sizeof(T)) Pack {
-  T values[W];
+/// What one access moves.
+template <int kBytes>
+struct AccessOf;
+template <>
+struct AccessOf<16> {
+  using type = uint4;
 };
+template <>
+struct AccessOf<8> {
+  using type = uint2;
+};
+template <>
+struct AccessOf<4> {
+  using type = unsigned;
+};
+template <>
+struct AccessOf<2> {
+  using type = unsigned short;
+};
+template <class T, int W>
+using Access = typename AccessOf<W* static_cast<int>(sizeof(T))>::type;
+
+template <class T, int W>
+__device__ void unpack(Access<T, W> access, Accumulate<T> (&values)[W]) {
+  T elements[W];
+  memcpy(elements, &access, sizeof elements);
+#pragma unroll
+  for (int w = 0; w < W; ++w) values[w] = to_accumulate(elements[w]);
+}
 
 /// `from` is aligned to W elements; so is `to` below.
 template <int W, class T>
 __device__ void load(const T* from, Accumulate<T> (&values)[W]) {
-  const Pack<T, W> pack = *reinterpret_cast<const Pack<T, W>*>(from);
-#pragma unroll
-  for (int w = 0; w < W; ++w) values[w] = to_accumulate(pack.values[w]);
+  unpack<T, W>(*reinterpret_cast<const Access<T, W>*>(from), values);
 }
 
 template <int W, class T>
 __device__ void store(T* to, const Accumulate<T> (&values)[W]) {
-  Pack<T, W> pack;
+  T elements[W];
 #pragma unroll
-  for (int w = 0; w < W; ++w) pack.values[w] = to_element<T>(values[w]);
-  *reinterpret_cast<Pack<T, W>*>(to) = pack;
+  for (int w = 0; w < W; ++w) elements[w] = to_element<T>(values[w]);
+  Access<T, W> access;
+  memcpy(&access, elements, sizeof access);
+  *reinterpret_cast<Access<T, W>*>(to) = access;
 }
 
 inline bool is_aligned(const void* pointer, std::size_t num_bytes) {
