@@ -15,13 +15,10 @@ constexpr int kPairThreads = 128, kMostNodes = 8;
 /// Elements a thread takes: what fits into registers beside 4 K sums and projections of each.
 template <int K>
 constexpr int kWidth = K <= 4 ? 4 : 2;
-/// Target nodes whose numbers are requested together.
-template <int K>
-constexpr int kTogether = K <= 4 ? K : 2;
 
 template <class T, int K>
 __global__ void __launch_bounds__(kPairThreads) forward_in_registers(DagPairsForward<T> args) {
-  constexpr int W = kWidth<K>, kRounds = kTogether<K>;
+  constexpr int W = kWidth<K>;
   using Real = Accumulate<T>;
   const std::int64_t G = args.G, packs = G / W;
   for (std::int64_t k = first_element(); k < args.N * packs; k += element_stride()) {
@@ -33,7 +30,7 @@ __global__ void __launch_bounds__(kPairThreads) forward_in_registers(DagPairsFor
       load(abce_K4G + (j * 4 + 1) * G, b[j]);
       load(abce_K4G + (j * 4 + 3) * G, e[j]);
     }
-#pragma unroll kRounds
+#pragma unroll
     for (int i = 0; i < K; ++i) {
       Real a[W], c[W], sum[W] = {};
       load(abce_K4G + (i * 4 + 0) * G, a);
@@ -53,7 +50,7 @@ __global__ void __launch_bounds__(kPairThreads) forward_in_registers(DagPairsFor
 
 template <class T, int K>
 __global__ void __launch_bounds__(kPairThreads) backward_in_registers(DagPairsBackward<T> args) {
-  constexpr int W = kWidth<K>, kRounds = kTogether<K>;
+  constexpr int W = kWidth<K>;
   using Real = Accumulate<T>;
   const std::int64_t G = args.G, packs = G / W;
   for (std::int64_t k = first_element(); k < args.N * packs; k += element_stride()) {
@@ -66,7 +63,7 @@ __global__ void __launch_bounds__(kPairThreads) backward_in_registers(DagPairsBa
       load(abce_K4G + (j * 4 + 1) * G, b[j]);
       load(abce_K4G + (j * 4 + 3) * G, e[j]);
     }
-#pragma unroll kRounds
+#pragma unroll
     for (int i = 0; i < K; ++i) {
       Real a[W], c[W], grad_s[W], grad_a[W] = {}, grad_c[W] = {};
       load(abce_K4G + (i * 4 + 0) * G, a);

@@ -6,7 +6,7 @@
 namespace dagmoe::cuda {
 namespace {
 
-constexpr int kWarps = kThreads / kWarp;
+constexpr int kColumns = 16, kGroups = 64, kColumnThreads = kColumns * kGroups;
 
 template <class T>
 __global__ void rms_norm_forward_kernel(RmsNormForward<T> args) {
@@ -44,24 +44,26 @@ __global__ void rms_norm_grad_x_kernel(RmsNormBackward<T> args) {
   }
 }
 
-/// A block sums kWarp columns: each of its warps every kWarps-th row, then the first warp adds up the others' sums.
+/// A block sums kColumns columns, 32 bytes of a bfloat16 row: each of its groups of threads every kGroups-th row, then
+/// the first group adds up the others' sums.
 template <class T>
-__global__ void rms_norm_grad_weight_kernel(RmsNormBackward<T> args) {
+__global__ void __launch_bounds__(kColumnThreads) rms_norm_grad_weight_kernel(RmsNormBackward<T> args) {
   using Real = Accumulate<T>;
-  __shared__ Real sums[kWarps][kWarp];
-  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp;
-  const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * kWarp + lane;
+  __shared__ Real sums[kGroups][kColumns];
+  const int lane = threadIdx.x % kColumns, group = threadIdx.x / kColumns;
+  const std::int64_t column = static_cast<std::int64_t>(blockIdx.x) * kColumns + lane;
   Real sum = 0;
   if (column < args.D) {
-    for (std::int64_t n = warp; n < args.N; n += kWarps) {
+#pragma unroll 4
+    for (std::int64_t n = group; n < args.N; n += kGroups) {
       const std::int64_t index = n * args.D + column;
       sum += to_accumulate(args.grad_y_ND[index]) * (to_accumulate(args.x_ND[index]) * args.rstd_N[n]);
     }
   }
-  sums[warp][lane] = sum;
+  sums[group][lane] = sum;
   __syncthreads();
-  if (warp > 0 || column >= args.D) return;
-  for (int other = 1; other < kWarps; ++other) sum += sums[other][lane];
+  if (group > 0 || column >= args.D) return;
+  for (int other = 1; other < kGroups; ++other) sum += sums[other][lane];
   args.grad_weight_D[column] += sum;
 }
 
@@ -110,7 +112,8 @@ template <class T>
 void rms_norm_backward(const RmsNormBackward<T>& args, Stream stream) {
   if (args.grad_x_ND != nullptr) rms_norm_grad_x_kernel<<<num_blocks(args.N, 1), kThreads, 0, stream>>>(args);
   if (args.grad_weight_D != nullptr) {
-    rms_norm_grad_weight_kernel<<<static_cast<unsigned>((args.D + kWarp - 1) / kWarp), kThreads, 0, stream>>>(args);
+    const auto blocks = static_cast<unsigned>((args.D + kColumns - 1) / kColumns);
+    rms_norm_grad_weight_kernel<<<blocks, kColumnThreads, 0, stream>>>(args);
   }
   check_launch("rms_norm_backward");
 }
