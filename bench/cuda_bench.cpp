@@ -163,8 +163,9 @@ void time_chunked_loss(const Table& table) {
     const double aten = measure([&] {
       torch::autograd::grad({at::cross_entropy_loss(at::linear(hidden, head), labels)}, {hidden, head});
     });
-    table.line("head and loss in chunks of 2048, bf16, T 4096, D " + std::to_string(D) + ", V " + std::to_string(V),
-               ours, aten, 0);
+    table.line(
+        "head and loss in chunks of 2,048 rows, bf16, T 4096, D " + std::to_string(D) + ", V " + std::to_string(V),
+        ours, aten, 0);
   }
 }
 

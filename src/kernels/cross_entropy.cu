@@ -11,6 +11,11 @@ namespace dagmoe::cuda {
 namespace {
 
 constexpr int kRowThreads = 1024;
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 1200
+constexpr int kRowsPerProcessor = 1;  // of 1,536 threads
+#else
+constexpr int kRowsPerProcessor = 2;  // of 2,048 threads
+#endif
 
 /// A row of logits: packs of 16 bytes, single elements before the first aligned place and after the last.
 template <class T>
@@ -109,7 +114,7 @@ __device__ RowSums<Accumulate<T>> sum_row(const Row<T>& row) {
 }
 
 template <class T>
-__global__ void __launch_bounds__(kRowThreads, sizeof(T) < sizeof(double) ? 2 : 1)
+__global__ void __launch_bounds__(kRowThreads, sizeof(T) < sizeof(double) ? kRowsPerProcessor : 1)
     cross_entropy_kernel(CrossEntropy<T> args, int num_shared) {
   extern __shared__ uint4 shared[];
   using Real = Accumulate<T>;
