@@ -7,13 +7,16 @@
 #include <torch/csrc/autograd/autograd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdio>
+#include <cstdlib>
 #include <functional>
 #include <optional>
 #include <string>
 #include <utility>
 #include <vector>
 
+#include "base/text.h"
 #include "kernels/cuda_kernels.h"
 #include "kernels/ops.h"
 
@@ -110,9 +113,10 @@ void time_pairs(const Table& table) {
           const double ours = measure(forward_backward([&] { return dag_pairs(abce); }, {abce}, grad));
           const double aten = measure(forward_backward([&] { return pairs_in_aten(abce); }, {abce}, grad));
           const double forward = measure([&] { dag_pairs(abce.detach()); });
-          char name[128];
-          std::snprintf(name, sizeof name, "pairs, %s, T %d, K %d, G %d (forward alone %.4f)", name_of(dtype),
-                        static_cast<int>(T), static_cast<int>(K), static_cast<int>(G), forward);
+          std::array<char, 32> milliseconds;
+          std::snprintf(milliseconds.data(), milliseconds.size(), "%.4f", forward);
+          const std::string name = str("pairs, ", name_of(dtype), ", T ", T, ", K ", K, ", G ", G, " (forward alone ",
+                                       milliseconds.data(), ")");
           // Forward: 4 in, 1 out. Backward: 4 and 1 in, 4 out.
           table.line(name, ours, aten, 14.0 * static_cast<double>(T * K * G * abce.element_size()));
         }
@@ -143,8 +147,8 @@ void time_cross_entropy(const Table& table, at::ScalarType dtype) {
       return measure([&] { torch::autograd::grad({at::cross_entropy_loss(logits, targets)}, {logits}); });
     };
     for (const std::int64_t num_rows : {kCrossEntropyRows, N}) {
-      const std::string name = std::string("cross entropy of logits and its gradient, ") + name_of(dtype) + ", " +
-                               std::to_string(num_rows) + " x " + std::to_string(V);
+      const std::string name =
+          str("cross entropy of logits and its gradient, ", name_of(dtype), ", ", num_rows, " x ", V);
       table.line(name, measure_ours(num_rows), measure_aten(num_rows),
                  2.0 * static_cast<double>(num_rows * V) * sizeof(T));
     }
@@ -163,9 +167,7 @@ void time_chunked_loss(const Table& table) {
     const double aten = measure([&] {
       torch::autograd::grad({at::cross_entropy_loss(at::linear(hidden, head), labels)}, {hidden, head});
     });
-    table.line(
-        "head and loss in chunks of 2,048 rows, bf16, T 4096, D " + std::to_string(D) + ", V " + std::to_string(V),
-        ours, aten, 0);
+    table.line(str("head and loss in chunks of 2,048 rows, bf16, T 4096, D ", D, ", V ", V), ours, aten, 0);
   }
 }
 
@@ -193,23 +195,23 @@ void time_routing(const Table& table) {
   };
   for (const Shape& s : {Shape{4096, 4, 8, 576}, Shape{16384, 8, 64, 2048}, Shape{16384, 8, 256, 2048}}) {
     const at::Tensor ids = std::get<1>(random({s.T, s.E}, at::kFloat).topk(s.K, 1)).contiguous();
-    const std::string sizes = "T " + std::to_string(s.T) + ", K " + std::to_string(s.K) + " of " + std::to_string(s.E);
+    const std::string sizes = str("T ", s.T, ", K ", s.K, " of ", s.E);
     const double slots = static_cast<double>(s.T * s.K);
-    table.line("sort by expert, counts to the host, " + sizes, measure([&] { route_rows(ids, s.E); }),
+    table.line(str("sort by expert, counts to the host, ", sizes), measure([&] { route_rows(ids, s.E); }),
                measure([&] { route_in_aten(ids, s.E); }), 3 * 8 * slots);
     const RoutedRows rows = route_rows(ids, s.E);
     const at::Tensor x = trained(random({s.T, s.D}, at::kBFloat16)),
                      y = trained(random({s.T * s.K, s.D}, at::kBFloat16));
     const at::Tensor grad_RD = random({s.T * s.K, s.D}, at::kBFloat16), grad_TKD = grad_RD.view({s.T, s.K, s.D});
     const at::Tensor slot_R = rows.row_of_slot_TK.flatten();
-    const std::string what = ", bf16, D " + std::to_string(s.D) + ", " + sizes;
+    const std::string what = str(", bf16, D ", s.D, ", ", sizes);
     const double row_bytes = 2.0 * static_cast<double>(s.D);
     // Both ways: the tokens' rows once (they stay in the cache), the routed rows once.
-    table.line("rows to experts, and sums back" + what,
+    table.line(str("rows to experts, and sums back", what),
                measure(forward_backward([&] { return gather_routed(x, rows); }, {x}, grad_RD)),
                measure(forward_backward([&] { return x.index_select(0, rows.token_of_row_R); }, {x}, grad_RD)),
                2 * row_bytes * (slots + static_cast<double>(s.T)));
-    table.line("rows from experts, and back" + what,
+    table.line(str("rows from experts, and back", what),
                measure(forward_backward([&] { return ungather_routed(y, rows); }, {y}, grad_TKD)),
                measure(forward_backward(
                    [&] {
