@@ -5,6 +5,7 @@
 #include <limits>
 #include <numeric>
 
+#include "kernels/cuda_kernels.h"
 #include "kernels/element_convert.h"
 #include "kernels/ops.h"
 #include "kernels/ops_support.h"
@@ -18,7 +19,6 @@ namespace {
 // source_RD -> result_TD: the sum of the K rows that `row_of_slot` names for each token, in slot order.
 at::Tensor sum_rows_of_token(const at::Tensor& source_RD, const at::Tensor& row_of_slot_TK) {
   const std::int64_t num_tokens = row_of_slot_TK.size(0), K = row_of_slot_TK.size(1), D = source_RD.size(1);
-  if (source_RD.is_cuda()) return source_RD.index_select(0, row_of_slot_TK.flatten()).view({num_tokens, K, D}).sum(1);
   const at::Tensor result_TD = at::empty({num_tokens, D}, source_RD.options());
   const std::int64_t* rows_TK = row_of_slot_TK.const_data_ptr<std::int64_t>();
   with_element(source_RD.scalar_type(), [&](auto element) {
@@ -26,6 +26,12 @@ at::Tensor sum_rows_of_token(const at::Tensor& source_RD, const at::Tensor& row_
     using Real = Accumulate<T>;
     const T* source = input<T>(source_RD);
     T* result = output<T>(result_TD);
+    const auto launch = [&](auto stream) {
+      cuda::sum_rows<T>(
+          {.N = num_tokens, .K = K, .D = D, .source_RD = source, .row_of_slot_NK = rows_TK, .result_ND = result},
+          stream);
+    };
+    if (launched_on_cuda(source_RD, launch)) return;
     parallel_rows(num_tokens, K * D, [&](std::int64_t begin, std::int64_t end) {
       constexpr std::int64_t kWidth = 64;
       for (std::int64_t t = begin; t < end; ++t) {
@@ -44,10 +50,19 @@ at::Tensor sum_rows_of_token(const at::Tensor& source_RD, const at::Tensor& row_
   return result_TD;
 }
 
+cuda::MoveRows whole_rows(const at::Tensor& source_XD, const at::Tensor& index_R, const at::Tensor& result_RD) {
+  return {.num_rows = index_R.size(0),
+          .row_bytes = source_XD.size(1) * static_cast<std::int64_t>(source_XD.element_size()),
+          .source = source_XD.const_data_ptr(),
+          .index = index_R.const_data_ptr<std::int64_t>(),
+          .result = result_RD.mutable_data_ptr()};
+}
+
 // result[target[n]] = source[n]; the targets are a permutation.
 at::Tensor permute_rows(const at::Tensor& source_RD, const at::Tensor& target_R) {
   const at::Tensor result_RD = at::empty(source_RD.sizes(), source_RD.options());
-  if (source_RD.is_cuda()) return result_RD.index_copy_(0, target_R, source_RD);
+  const cuda::MoveRows rows = whole_rows(source_RD, target_R, result_RD);
+  if (launched_on_cuda(source_RD, [&](auto stream) { cuda::scatter_rows(rows, stream); })) return result_RD;
   const std::int64_t* targets = target_R.const_data_ptr<std::int64_t>();
   const auto row_bytes = static_cast<std::size_t>(source_RD.size(1) * source_RD.element_size());
   const char* source = static_cast<const char*>(source_RD.const_data_ptr());
@@ -62,6 +77,13 @@ at::Tensor permute_rows(const at::Tensor& source_RD, const at::Tensor& target_R)
 }
 
 at::Tensor select_rows(const at::Tensor& source_XD, const at::Tensor& index_R) {
+  at::Tensor result_RD;
+  const auto launch = [&](auto stream) {
+    const at::Tensor source = source_XD.contiguous();
+    result_RD = at::empty({index_R.size(0), source.size(1)}, source.options());
+    cuda::gather_rows(whole_rows(source, index_R, result_RD), stream);
+  };
+  if (launched_on_cuda(source_XD, launch)) return result_RD;
   return source_XD.index_select(0, index_R);
 }
 
@@ -267,6 +289,35 @@ struct GroupedLowRankFunction : torch::autograd::Function<GroupedLowRankFunction
   }
 };
 
+// ---- where the rows lie
+
+// route_rows on a GPU; only the counts come to the host.
+template <class Stream>
+RoutedRows route_rows_on_cuda(const at::Tensor& ids_TK, std::int64_t num_experts, Stream stream) {
+  const std::int64_t num_rows = ids_TK.numel();
+  const at::TensorOptions ints = ids_TK.options().dtype(at::kInt);
+  const at::Tensor scratch = at::empty({num_experts + 1, cuda::num_sort_chunks(num_rows)}, ints);
+  const at::Tensor count_E1 = at::zeros({num_experts + 1}, ints);
+  RoutedRows rows;
+  rows.token_of_row_R = at::empty({num_rows}, ids_TK.options());
+  rows.row_of_slot_TK = at::empty(ids_TK.sizes(), ids_TK.options());
+  cuda::sort_by_expert({.num_slots = num_rows,
+                        .K = ids_TK.size(1),
+                        .E = num_experts,
+                        .expert_of_slot = input<std::int64_t>(ids_TK),
+                        .scratch_E1C = output<std::int32_t>(scratch),
+                        .count_E1 = output<std::int32_t>(count_E1),
+                        .token_of_row = output<std::int64_t>(rows.token_of_row_R),
+                        .row_of_slot = output<std::int64_t>(rows.row_of_slot_TK)},
+                       stream);
+  const at::Tensor counts = count_E1.to(at::kCPU);
+  const auto* first = input<std::int32_t>(counts);
+  require(first[num_experts] == 0, "route_rows: found ", first[num_experts], " ids that are none of the ", num_experts,
+          " experts");
+  rows.counts_E.assign(first, first + num_experts);
+  return rows;
+}
+
 }  // namespace
 }  // namespace ops
 
@@ -274,10 +325,12 @@ RoutedRows route_rows(const at::Tensor& expert_ids_TK, std::int64_t num_experts)
   ops::require(expert_ids_TK.dim() == 2 && expert_ids_TK.scalar_type() == at::kLong, "route_rows: found ids ",
                shape_text(expert_ids_TK.sizes()), " of ", at::toString(expert_ids_TK.scalar_type()),
                ", expected int64 [tokens, chosen experts]");
-  const at::Tensor ids_TK = expert_ids_TK.to(at::kCPU).contiguous();
+  const at::Tensor ids_TK = expert_ids_TK.contiguous();
   const std::int64_t num_rows = ids_TK.numel(), K = ids_TK.size(1);
-  const std::int64_t* ids = ids_TK.const_data_ptr<std::int64_t>();
   RoutedRows rows;
+  const auto launch = [&](auto stream) { rows = ops::route_rows_on_cuda(ids_TK, num_experts, stream); };
+  if (ops::launched_on_cuda(ids_TK, launch)) return rows;
+  const std::int64_t* ids = ids_TK.const_data_ptr<std::int64_t>();
   rows.counts_E.assign(static_cast<std::size_t>(num_experts), 0);
   for (std::int64_t slot = 0; slot < num_rows; ++slot) {
     ops::require(ids[slot] >= 0 && ids[slot] < num_experts, "route_rows: found expert ", ids[slot], " of ",
@@ -296,8 +349,8 @@ RoutedRows route_rows(const at::Tensor& expert_ids_TK, std::int64_t num_experts)
     token_of_row[row] = slot / K;
     row_of_slot[slot] = row;
   }
-  rows.token_of_row_R = token_of_row_R.to(expert_ids_TK.device());
-  rows.row_of_slot_TK = row_of_slot_TK.to(expert_ids_TK.device());
+  rows.token_of_row_R = token_of_row_R;
+  rows.row_of_slot_TK = row_of_slot_TK;
   return rows;
 }
 
