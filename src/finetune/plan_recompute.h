@@ -22,10 +22,11 @@ struct RecomputeChoice {
   std::int64_t most_bytes = 0;  ///< of the run with the largest micro batches that the recipe allows, holes included
 };
 
-/// With memory.budget_gb: the layers whose running again costs the fewest operations among those that keep the run
-/// within it, whatever its data. Without: all or none, as the recipe says. What a run computes does not depend on the
-/// choice. `validation_records`: 0 without validation; `program_bytes`: plan_memory.h.
-/// Throws ConfigError, with what would help, when the budget is too small for a run that keeps nothing.
+/// With memory.budget_gb: layers whose running again keeps the run within it, whatever its data, with the fewest
+/// operations (of layers of several kinds with at most one layer more than that). Without: all or none, as the recipe
+/// says. What a run computes does not depend on the choice. `validation_records`: 0 without validation;
+/// `program_bytes`: plan_memory.h. Throws ConfigError, with what would help, when the budget is too small for a run
+/// that keeps nothing.
 RecomputeChoice choose_recompute(const Recipe& recipe, const RunSetup& setup, std::int64_t validation_records,
                                  std::int64_t program_bytes);
 

@@ -60,6 +60,16 @@ struct Costs {
     return plan.total() +
            static_cast<std::int64_t>(kHoleShare * static_cast<double>(plan.total() - plan.mapped - kProgram));
   }
+  /// Whether no layer of the set could be kept.
+  bool has_none_to_spare(std::vector<bool> marked, double budget_gb) const {
+    for (std::size_t n = 0; n < marked.size(); ++n) {
+      if (!marked[n]) continue;
+      marked[n] = false;
+      if (static_cast<double>(bytes(marked)) <= budget_gb * 1e9) return false;
+      marked[n] = true;
+    }
+    return true;
+  }
   double flops_of(const std::vector<bool>& marked) const {
     double sum = 0;
     for (std::size_t n = 0; n < flops.size(); ++n) sum += marked[n] ? flops[n] : 0;
@@ -99,7 +109,7 @@ std::vector<double> budgets(const Costs& costs) {
 
 }  // namespace
 
-TEST_CASE("memory budget: the estimate stays within it, with the fewest operations of all sets of layers", "[plan]") {
+TEST_CASE("memory budget: the estimate stays within it, with the fewest operations, but for one layer", "[plan]") {
   const DeepRun run;
   for (const std::string model : {"equal", "mixed"}) {
     for (const std::string trains : {"trainable=[full]", "trainable=[dag]", "trainable=[attention]",
@@ -114,7 +124,11 @@ TEST_CASE("memory budget: the estimate stays within it, with the fewest operatio
           REQUIRE(costs.flops_of(marked) <= before);
           before = costs.flops_of(marked);
           const double fewest = costs.fewest(static_cast<std::int64_t>(budget * 1e9));
-          REQUIRE(costs.flops_of(marked) == Approx(fewest));
+          const double largest = *std::ranges::max_element(costs.flops),
+                       smallest = *std::ranges::min_element(costs.flops);
+          // Of unequal layers the last one that is chosen may be larger than what is still missing.
+          REQUIRE(costs.flops_of(marked) <= Approx(fewest + (smallest == largest ? 0 : largest)));
+          REQUIRE(costs.has_none_to_spare(marked, budget));
         }
         REQUIRE(before == 0);
       }
