@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numeric>
 #include <utility>
 
 #include "base/error.h"
@@ -12,16 +11,13 @@
 namespace dagmoe {
 namespace {
 
-std::string gigabytes(std::int64_t bytes) { return fixed(static_cast<double>(bytes) / 1e9, 2) + " GB"; }
-
-// Pages of files and the program's own have no holes.
-std::int64_t with_holes(const MemoryPlan& plan) {
-  const std::int64_t blocks = plan.total() - plan.mapped - plan.program;
-  return plan.total() + static_cast<std::int64_t>(kHoleShare * static_cast<double>(blocks));
+// Rounded up, so that a budget of what is printed is enough.
+std::string gigabytes(std::int64_t bytes) {
+  return fixed(std::ceil(static_cast<double>(bytes) / 1e7) / 100, 2) + " GB";
 }
 
-std::int64_t bytes_with(const MemoryAccount& account, const std::vector<bool>& marked) {
-  return with_holes(account.plan(LayersToRecompute(marked)));
+std::int64_t with_margin(const RunSetup& setup, const MemoryPlan& plan) {
+  return plan.total() + memory_margin(setup, plan);
 }
 
 // The layers that can free something, in the order in which they are given up.
@@ -43,21 +39,25 @@ std::vector<std::size_t> order_of_choice(const MemoryAccount& account, const std
 }
 
 // As few layers as bring the run to `budget`; where none do, those with which it takes least.
-std::vector<bool> fewest_layers(const MemoryAccount& account, const std::vector<double>& flops, std::int64_t budget) {
+std::vector<bool> fewest_layers(const RunSetup& setup, const MemoryAccount& account, const std::vector<double>& flops,
+                                std::int64_t budget) {
+  const auto bytes_with = [&](const std::vector<bool>& layers) {
+    return with_margin(setup, account.plan(LayersToRecompute(layers)));
+  };
   std::vector<bool> marked(flops.size()), best = marked;
-  std::int64_t least = bytes_with(account, marked);
+  std::int64_t least = bytes_with(marked);
   std::vector<std::size_t> chosen;
   for (const std::size_t n : order_of_choice(account, flops)) {
     if (least <= budget) break;
     marked[n] = true, chosen.push_back(n);
-    const std::int64_t bytes = bytes_with(account, marked);
+    const std::int64_t bytes = bytes_with(marked);
     if (bytes < least) least = bytes, best = marked;
   }
   // Layers that are worth much where memory is not short may have gone first.
   for (const std::size_t n : chosen) {
     if (!best[n]) continue;
     best[n] = false;
-    if (bytes_with(account, best) > std::max(budget, least)) best[n] = true;
+    if (bytes_with(best) > std::max(budget, least)) best[n] = true;
   }
   return best;
 }
@@ -66,7 +66,7 @@ std::vector<bool> fewest_layers(const MemoryAccount& account, const std::vector<
 std::int64_t least_bytes(const Recipe& recipe, std::int64_t validation_records, std::int64_t program_bytes) {
   const RunSetup setup = prepare_run(recipe);
   const MemoryAccount account(recipe, setup, largest_micro_batches(recipe, validation_records), program_bytes);
-  return with_holes(account.plan(true));
+  return with_margin(setup, account.plan(true));
 }
 
 // Settings that would take less than `bytes`, each with what it comes to.
@@ -108,6 +108,18 @@ std::string ranges_text(const std::vector<std::int64_t>& layers) {
 
 }  // namespace
 
+std::int64_t memory_margin(const RunSetup& setup, const MemoryPlan& plan) {
+  // Above plan_memory's own figure, which is of a tiny run.
+  constexpr std::int64_t kLargeProducts = 60'000'000;
+  // Adapters on experts leave more holes than anything else: sums that are freed lie between tensors that are kept.
+  const bool has_expert_adapters =
+      std::ranges::any_of(setup.adapter.parts, [](const AdapterPart& part) { return part.target.num_experts > 0; });
+  const double hole_share = has_expert_adapters ? 0.25 : 0.06;
+  // Pages of files and the program's own have no holes.
+  const std::int64_t blocks = plan.total() - plan.mapped - plan.program;
+  return kLargeProducts + static_cast<std::int64_t>(hole_share * static_cast<double>(blocks));
+}
+
 RecomputeChoice choose_recompute(const Recipe& recipe, const RunSetup& setup, std::int64_t validation_records,
                                  std::int64_t program_bytes) {
   const MemoryAccount account(recipe, setup, largest_micro_batches(recipe, validation_records), program_bytes);
@@ -118,16 +130,16 @@ RecomputeChoice choose_recompute(const Recipe& recipe, const RunSetup& setup, st
   choice.recompute = recipe.recompute;
   if (recipe.memory) {
     const auto budget = static_cast<std::int64_t>(std::llround(recipe.memory->budget_gb * 1e9));
-    choice.recompute = LayersToRecompute(fewest_layers(account, flops, budget));
+    choice.recompute = LayersToRecompute(fewest_layers(setup, account, flops, budget));
     const MemoryPlan plan = account.plan(choice.recompute);
-    if (const std::int64_t bytes = with_holes(plan); bytes > budget) {
+    if (const std::int64_t bytes = with_margin(setup, plan); bytes > budget) {
       throw ConfigError(str(recipe.file, ": memory.budget_gb: found ", recipe.memory->budget_gb, ", but the run needs ",
                             gigabytes(bytes), " at its fullest (", plan.moment,
                             ") even when it keeps each layer's input alone; raise it, or try ",
                             what_would_help(recipe, validation_records, program_bytes, bytes, budget)));
     }
   }
-  choice.most_bytes = with_holes(account.plan(choice.recompute));
+  choice.most_bytes = with_margin(setup, account.plan(choice.recompute));
   for (std::int64_t n = 0; n < choice.num_layers; ++n) {
     if (choice.recompute(n) && flops[static_cast<std::size_t>(n)] > 0) choice.layers.push_back(n);
   }
