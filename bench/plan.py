@@ -1,13 +1,18 @@
 #!/usr/bin/env python3
 """What `dagmoe plan` estimates beside what the run then uses: peak resident memory of short runs, one row a recipe.
 
-    python bench/plan.py DAGMOE DENSE_FOLDER DAG_MOE_FOLDER DATA.json [--only NAME,...] [--steps N] [--json FILE] [--samples FOLDER]
+    python bench/plan.py DAGMOE DENSE_FOLDER DAG_MOE_FOLDER DATA.json [--only NAME,...] [--steps N] [--set KEY=VALUE] [--json FILE] [--samples FOLDER]
+    python bench/plan.py ... --only full,dag --budgets 4
+
+The second form gives each recipe so many values of memory.budget_gb, from what it takes with all layers kept down to what it takes with all of them run again: how many layers the run then
+runs again, beside the peak and the seconds of a step.
 
 DATA.json holds Alpaca records. Runs are written below a temporary folder and removed. `--samples` writes, for each run, a line for every 20 ms: seconds, anonymous and
 file-backed resident bytes.
 """
 import argparse
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -77,7 +82,7 @@ def watch(process, file):
             time.sleep(0.02)
 
 
-def peak_of_run(command, run, samples):
+def metrics_of_run(command, run, samples):
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if samples:
         watch(process, samples)
@@ -85,14 +90,57 @@ def peak_of_run(command, run, samples):
     if process.returncode != 0:
         sys.exit(f"{' '.join(command)}\n{errors}")
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    return max(line.get("peak_rss_bytes", 0) for line in lines)
+    steps = [line for line in lines if "peak_rss_bytes" in line]
+    # The first step builds programs and touches memory.
+    return {"measured": max(line["peak_rss_bytes"] for line in steps), "seconds": min(line["seconds"] for line in steps[1:] or steps)}
 
 
 def plan_of(command):
     result = subprocess.run(command, capture_output=True, text=True)
     if result.returncode != 0:
         sys.exit(f"{' '.join(command)}\n{result.stderr}")
-    return json.loads(result.stdout)["memory"]
+    return json.loads(result.stdout)
+
+
+def plan_and_run(flags, name, more, runs=True):
+    """The plan of a recipe with more settings, and what a run of it measured."""
+    which, settings = RECIPES[name]
+    with tempfile.TemporaryDirectory(prefix="dagmoe-plan-") as root:
+        root = pathlib.Path(root)
+        recipe = root / "recipe.yaml"
+        recipe.write_text(recipe_text(getattr(flags, which), flags.data, root / "run"))
+        settings = settings + [f"steps={flags.steps}"] + flags.set + more
+        plan = plan_of([flags.dagmoe, "plan", str(recipe), *settings, "--json"])
+        if not runs:
+            return plan, None
+        samples = str(pathlib.Path(flags.samples) / f"{name}.txt") if flags.samples else None
+        return plan, metrics_of_run([flags.dagmoe, "finetune", str(recipe), *settings], root / "run", samples)
+
+
+def estimates(flags, names):
+    print(f"| {'recipe':20} | estimate, MB | measured, MB | ratio |\n|{'-' * 22}|---|---|---|", flush=True)
+    for name in names:
+        plan, run = plan_and_run(flags, name, [])
+        memory = plan["memory"]
+        ratio = memory["total"] / run["measured"]
+        yield {"recipe": name, "ratio": ratio, "memory": memory, **run}
+        print(f"| {name:20} | {memory['total'] / 1e6:,.0f} | {run['measured'] / 1e6:,.0f} | {ratio:.2f} |", flush=True)
+
+
+def budgets(flags, names):
+    print("| recipe | budget, GB | layers run again | at most, GB | measured, GB | seconds a step | more operations |\n|---|---|---|---|---|---|---|", flush=True)
+    for name in names:
+        most, least = (plan_and_run(flags, name, more, runs=False)[0]["recompute"]["most_bytes"] for more in ([], ["recompute=true"]))
+        for i in range(flags.budgets):
+            bytes_allowed = most + (least - most) * i / max(flags.budgets - 1, 1)
+            # A plan and a run of the same recipe differ by a few MB of program.
+            budget = math.ceil(bytes_allowed / 5e7) / 20
+            plan, run = plan_and_run(flags, name, [f"memory.budget_gb={budget}"])
+            again = plan["recompute"]
+            yield {"recipe": name, "budget_gb": budget, "memory": plan["memory"], "recompute": again, **run}
+            layers = f"{len(again['layers'])} of {again['layers_reached']}"
+            print(f"| {name} | {budget:.2f} | {layers} | {again['most_bytes'] / 1e9:.2f} | {run['measured'] / 1e9:.2f} | {run['seconds']:.1f} "
+                  f"| {100 * again['added_flops_share']:.0f} % |", flush=True)
 
 
 def main():
@@ -101,25 +149,13 @@ def main():
         parser.add_argument(name)
     parser.add_argument("--only", help="names of recipes, separated by commas")
     parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting for every recipe")
+    parser.add_argument("--budgets", type=int, help="so many values of memory.budget_gb for each recipe")
     parser.add_argument("--json", help="also write the rows here")
     parser.add_argument("--samples", help="a folder for the memory of each run over time")
     flags = parser.parse_args()
     names = flags.only.split(",") if flags.only else list(RECIPES)
-    rows = []
-    print(f"| {'recipe':20} | estimate, MB | measured, MB | ratio |\n|{'-' * 22}|---|---|---|", flush=True)
-    for name in names:
-        which, settings = RECIPES[name]
-        with tempfile.TemporaryDirectory(prefix="dagmoe-plan-") as root:
-            root = pathlib.Path(root)
-            recipe = root / "recipe.yaml"
-            recipe.write_text(recipe_text(getattr(flags, which), flags.data, root / "run"))
-            settings = settings + [f"steps={flags.steps}"]
-            plan = plan_of([flags.dagmoe, "plan", str(recipe), *settings, "--json"])
-            samples = str(pathlib.Path(flags.samples) / f"{name}.txt") if flags.samples else None
-            measured = peak_of_run([flags.dagmoe, "finetune", str(recipe), *settings], root / "run", samples)
-        ratio = plan["total"] / measured
-        rows.append({"recipe": name, "measured": measured, "ratio": ratio, "memory": plan})
-        print(f"| {name:20} | {plan['total'] / 1e6:,.0f} | {measured / 1e6:,.0f} | {ratio:.2f} |", flush=True)
+    rows = list(budgets(flags, names) if flags.budgets else estimates(flags, names))
     if flags.json:
         pathlib.Path(flags.json).write_text(json.dumps(rows, indent=1) + "\n")
 

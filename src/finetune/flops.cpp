@@ -1,5 +1,7 @@
 #include "finetune/flops.h"
 
+#include <algorithm>
+#include <optional>
 #include <set>
 #include <string>
 
@@ -26,7 +28,23 @@ double rows_per_token(const RunParameter& parameter, const ModelConfig& config) 
 
 }  // namespace
 
-double step_flops(const RunSetup& setup, const StepTokens& step, bool recompute) {
+std::vector<double> recompute_flops(const RunSetup& setup) {
+  const auto num_layers = static_cast<std::size_t>(setup.config.num_hidden_layers);
+  std::vector<double> flops(num_layers);
+  std::size_t lowest = num_layers;
+  for (const RunParameter& parameter : setup.parameters) {
+    const bool is_embedding = parameter_group(parameter.name) == "embeddings";
+    const auto layer = is_embedding ? std::optional<std::int64_t>(0) : parameter_layer(parameter.name);
+    if (parameter.is_trainable && layer) lowest = std::min(lowest, static_cast<std::size_t>(*layer));
+    if (!layer || is_embedding || parameter.shape.size() < 2) continue;
+    flops.at(static_cast<std::size_t>(*layer)) +=
+        2.0 * rows_per_token(parameter, setup.config) * static_cast<double>(parameter.num_elements());
+  }
+  std::fill_n(flops.begin(), lowest, 0.0);
+  return flops;
+}
+
+double step_flops(const RunSetup& setup, const StepTokens& step) {
   const bool is_tied = setup.config.tie_word_embeddings;
   double flops = 0.0;
   // Gradients go on below a layer that carries an adapter; of experts, whose factors are one, from the first on.
@@ -37,8 +55,8 @@ double step_flops(const RunSetup& setup, const StepTokens& step, bool recompute)
     adapted.insert(part.target.num_experts > 0 ? experts + ".0.gate_proj.weight" : module + ".weight");
   }
   bool trains_below = false, embedding_trains = false;
-  const auto add = [&](double rows, const RunParameter& parameter, bool is_trained, bool is_in_layer) {
-    const double passes = (recompute && is_in_layer ? 2 : 1) + (trains_below ? 1 : 0) + (is_trained ? 1 : 0);
+  const auto add = [&](double rows, const RunParameter& parameter, bool is_trained) {
+    const double passes = 1 + (trains_below ? 1 : 0) + (is_trained ? 1 : 0);
     flops += 2.0 * rows * static_cast<double>(parameter.num_elements()) * passes;
   };
   for (const RunParameter& parameter : setup.parameters) {
@@ -46,11 +64,15 @@ double step_flops(const RunSetup& setup, const StepTokens& step, bool recompute)
     const bool is_head = parameter_group(parameter.name) == "lm_head";
     const double tokens = static_cast<double>(is_head ? step.supervised_tokens : step.tokens);
     if (parameter.shape.size() >= 2 && !is_embedding)
-      add(tokens * rows_per_token(parameter, setup.config), parameter, parameter.is_trainable, !is_head);
+      add(tokens * rows_per_token(parameter, setup.config), parameter, parameter.is_trainable);
     trains_below = trains_below || parameter.is_trainable || adapted.contains(parameter.name);
     embedding_trains = embedding_trains || (is_embedding && parameter.is_trainable);
   }
-  if (is_tied) add(static_cast<double>(step.supervised_tokens), setup.parameters.front(), embedding_trains, false);
+  if (is_tied) add(static_cast<double>(step.supervised_tokens), setup.parameters.front(), embedding_trains);
+  const std::vector<double> again = recompute_flops(setup);
+  for (std::size_t n = 0; n < again.size(); ++n) {
+    if (setup.recompute(static_cast<std::int64_t>(n))) flops += again[n] * static_cast<double>(step.tokens);
+  }
   return flops;
 }
 

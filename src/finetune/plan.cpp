@@ -1,9 +1,6 @@
 #include "finetune/plan.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <fstream>
 
 #include "base/text.h"
 #include "finetune/flops.h"
@@ -19,18 +16,6 @@ namespace fs = std::filesystem;
 constexpr std::int64_t kSampleCount = 2;
 // Steps that are packed to learn the size of micro batches: they differ little from each other.
 constexpr std::int64_t kMostPackedSteps = 64;
-// What training touches besides what the program holds when it plans: code of LibTorch, MKL and oneDNN, the programs
-// that oneDNN builds, memory of the threads. Measured as the peak of a run of a model of 20,000 parameters less the
-// resident memory of its plan (plan_test.cpp, "tiny run").
-constexpr std::int64_t kTrainingProgramBytes = 60'000'000;
-
-std::int64_t resident_bytes() {
-  std::ifstream statm("/proc/self/statm");
-  std::int64_t size = 0, resident = 0;
-  statm >> size >> resident;
-  return resident * ::sysconf(_SC_PAGESIZE);
-}
-
 std::string model_summary(const ModelConfig& config) {
   std::string text = str(config.model_type, ", ", config.num_hidden_layers, " layers of ", config.hidden_size, ", ",
                          with_commas(num_parameters(config)), " parameters");
@@ -57,6 +42,8 @@ void add_step(DataPlan& plan, const StepBatch& step) {
     }
   }
 }
+
+std::int64_t num_valid(const RunData& data) { return data.valid ? data.valid->size() : 0; }
 
 // The first steps of the run, packed as the trainer packs them. The stream stands afterwards where it stood before.
 DataPlan plan_data(const Recipe& recipe, RunData& data) {
@@ -86,13 +73,7 @@ DataPlan plan_data(const Recipe& recipe, RunData& data) {
        {&plan.tokens_per_step, &plan.supervised_per_step, &plan.sequences_per_step, &plan.micro_batches_per_step}) {
     *sum /= steps;
   }
-  if (data.valid) {
-    const bool has_texts = std::ranges::any_of(
-        recipe.data.valid, [](const DataRecipe& from) { return from.format == RecordFormat::kText; });
-    const std::int64_t most = data.valid->size() * recipe.data.max_seq_len;  // a text is not bounded by it
-    plan.micro_batches.validation_tokens =
-        has_texts ? recipe.batch.micro_batch_tokens : std::min(recipe.batch.micro_batch_tokens, most);
-  }
+  plan.micro_batches.validation_tokens = largest_micro_batches(recipe, num_valid(data)).validation_tokens;
   return plan;
 }
 
@@ -118,7 +99,11 @@ TimePlan plan_time(const Recipe& recipe, const RunSetup& setup, const DataPlan& 
   TimePlan time;
   const StepTokens step{static_cast<std::int64_t>(data.tokens_per_step),
                         static_cast<std::int64_t>(data.supervised_per_step)};
-  time.flops_per_step = step_flops(setup, step, recipe.recompute);
+  time.flops_per_step = step_flops(setup, step);
+  const std::vector<double> again = recompute_flops(setup);
+  for (std::size_t n = 0; n < again.size(); ++n) {
+    if (setup.recompute(static_cast<std::int64_t>(n))) time.recompute_flops_per_step += again[n] * data.tokens_per_step;
+  }
   if (options.measure) {
     time.is_measured = true;
     time.step_seconds_low = time.step_seconds_high =
@@ -166,7 +151,7 @@ OutputPlan plan_output(const Recipe& recipe) {
 }
 
 RunPlan make_plan(const Recipe& recipe, const PlanOptions& options) {
-  const RunSetup setup = prepare_run(recipe);
+  RunSetup setup = prepare_run(recipe);
   RunData data = open_data(recipe);
   RunPlan plan;
   plan.recipe_file = recipe.file;
@@ -177,7 +162,11 @@ RunPlan make_plan(const Recipe& recipe, const PlanOptions& options) {
   plan.warnings = setup.warnings;
   plan.samples = sample_json(data.train, *data.tokenizer, kSampleCount);
   plan.data = plan_data(recipe, data);
-  plan.memory = plan_memory(recipe, setup, plan.data.micro_batches, resident_bytes() + kTrainingProgramBytes);
+  const std::int64_t program = program_bytes();
+  plan.recompute = choose_recompute(recipe, setup, num_valid(data), program);
+  plan.recompute_text = recompute_text(recipe, plan.recompute);
+  setup.recompute = plan.recompute.recompute;
+  plan.memory = plan_memory(recipe, setup, plan.data.micro_batches, program);
   plan.time = plan_time(recipe, setup, plan.data, options, data);
   return plan;
 }

@@ -11,6 +11,7 @@
 #include "finetune/checkpoints.h"
 #include "finetune/group_table.h"
 #include "finetune/plan_memory.h"
+#include "finetune/plan_recompute.h"
 #include "finetune/recipe.h"
 
 namespace dagmoe {
@@ -44,6 +45,7 @@ inline constexpr double kLeastGemmShare = 0.15, kMostGemmShare = 0.45;
 /// Seconds of the training steps, without validation, evaluation and saving.
 struct TimePlan {
   double flops_per_step = 0.0;
+  double recompute_flops_per_step = 0.0;                   ///< of these, those of layers that run again
   double gemm_peak = 0.0;                                  ///< measured, per second; 0: not measured, and no estimate
   double step_seconds_low = 0.0, step_seconds_high = 0.0;  ///< equal when a step was measured
   bool is_measured = false;
@@ -53,6 +55,8 @@ struct RunPlan {
   std::string recipe_file, model_path, model_summary;
   std::vector<GroupRow> groups;
   MemoryPlan memory;
+  RecomputeChoice recompute;
+  std::string recompute_text;  ///< empty: every layer keeps what it needs, as nothing else was asked for
   DataPlan data;
   TimePlan time;
   OutputPlan output;

@@ -77,6 +77,12 @@ std::string time_text(const RunPlan& plan) {
              " to ", fixed(100 * kMostGemmShare, 0), " %\n");
 }
 
+// What running layers again adds to the operations of a step.
+double added_share(const TimePlan& time) {
+  const double without = time.flops_per_step - time.recompute_flops_per_step;
+  return without > 0 ? time.recompute_flops_per_step / without : 0.0;
+}
+
 std::string sample_text(const Json& sample, bool color) {
   std::string text;
   for (const Json& piece : sample.at("pieces")) {
@@ -107,6 +113,10 @@ std::string plan_text(const RunPlan& plan, bool color) {
   text += section("Trains", indented(group_table(plan.groups)));
   text += section("Data", indented(data_text(plan.data)));
   text += section(str("Memory at its fullest (", plan.memory.moment, ")"), indented(memory_text(plan.memory)));
+  if (!plan.recompute_text.empty()) {
+    text += indented(str(plan.recompute_text, ", whatever the data; ", fixed(100 * added_share(plan.time), 1),
+                         " % more operations a step\n"));
+  }
   text += section("Time of the steps", indented(time_text(plan)));
   std::string output = plan.output.folder.string() + "\n";
   for (const auto& line : plan.output.consequences) output += line + "\n";
@@ -151,6 +161,11 @@ Json plan_json(const RunPlan& plan) {
             {"split", data.split},
             {"skipped", data.skipped}}},
           {"memory", std::move(memory)},
+          {"recompute",
+           {{"layers", plan.recompute.layers},
+            {"layers_reached", plan.recompute.num_reached},
+            {"most_bytes", plan.recompute.most_bytes},
+            {"added_flops_share", added_share(time)}}},
           {"time",
            {{"measured", time.is_measured},
             {"flops_per_step", time.flops_per_step},

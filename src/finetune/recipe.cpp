@@ -17,15 +17,18 @@ constexpr std::int64_t kMaxCount = std::int64_t{1} << 40;
 
 // Two keys that say the same thing in two ways. In one file that is a contradiction; on the command line the later word
 // wins.
-void keep_one(ConfigReader& fields, std::string_view first_key, std::optional<std::int64_t>& first,
-              std::string_view second_key, std::optional<std::int64_t>& second) {
+template <class First, class Second>
+void keep_one(ConfigReader& fields, std::string_view first_key, First& first, std::string_view second_key,
+              Second& second) {
   if (!first || !second) return;
   const bool first_given = fields.place(first_key).starts_with("command line");
   const bool second_given = fields.place(second_key).starts_with("command line");
   if (first_given == second_given) {
     fields.issue(second_key, str("contradicts ", first_key, "; give one of the two"));
+  } else if (first_given) {
+    second = {};
   } else {
-    (first_given ? second : first).reset();
+    first = {};
   }
 }
 void keep_one(ConfigWriter&, std::string_view, const std::optional<std::int64_t>&, std::string_view,
@@ -299,6 +302,11 @@ void bind(Fields& fields, ScheduleConfig& config) {
 }
 
 template <class Fields>
+void bind(Fields& fields, Recipe::Memory& config) {
+  fields.required("budget_gb", config.budget_gb, {.min = 1e-3, .max = 1e6});
+}
+
+template <class Fields>
 void bind(Fields& fields, Recipe::Eval& config) {
   fields.optional("every_steps", config.every_steps, {.min = 0, .max = kMaxCount});
   fields.optional("tasks", config.tasks);
@@ -346,6 +354,7 @@ void bind(Fields& fields, Recipe& recipe) {
                 {{"global", BalanceScope::kGlobal}, {"batch", BalanceScope::kBatch}});
   fields.optional("router_bias_update_rate", recipe.router_bias_update_rate, {.min = 0.0, .max = 1.0});
   fields.optional("recompute", recipe.recompute);
+  fields.section("memory", recipe.memory);
   fields.optional("max_skipped_steps", recipe.max_skipped_steps, {.min = 0, .max = kMaxCount});
   fields.section("eval", recipe.eval);
   fields.section("checkpoint", recipe.checkpoint);
@@ -366,6 +375,7 @@ Recipe load_recipe(const std::filesystem::path& path, std::span<const std::strin
   if (reader.has("data") && recipe.data.train.empty())
     reader.issue("data", "train: expected at least one {path: FILE}");
   keep_one(reader, "epochs", recipe.epochs, "steps", recipe.steps);
+  keep_one(reader, "recompute", recipe.recompute, "memory.budget_gb", recipe.memory);
   if (!recipe.epochs && !recipe.steps) recipe.epochs = 1;
   if (recipe.steps && recipe.schedule.warmup_steps > *recipe.steps) {
     reader.issue("schedule",

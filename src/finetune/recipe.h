@@ -131,6 +131,10 @@ struct Recipe {
   double router_aux_loss_coef = 0.0, router_z_loss_coef = 0.0, router_bias_update_rate = 0.0;
   BalanceScope router_aux_loss_scope = BalanceScope::kGlobal;
   bool recompute = false;  ///< keep only each layer's input; the backward pass runs the layers again
+  struct Memory {
+    double budget_gb = 0.0;  ///< of 1e9 resident bytes; as few layers run again as stay within it (plan_recompute.h)
+  };
+  std::optional<Memory> memory;
   std::int64_t max_skipped_steps = 0;
   struct Eval {
     std::int64_t every_steps = 0;

@@ -13,6 +13,7 @@
 #include "finetune/checkpoints.h"
 #include "finetune/flops.h"
 #include "finetune/group_table.h"
+#include "finetune/plan_recompute.h"
 #include "finetune/report.h"
 #include "finetune/run_data.h"
 #include "finetune/run_folder.h"
@@ -113,8 +114,8 @@ class Run {
         folder_(open_folder()),
         history_(recipe.eval.early_stopping_min_delta),
         totals_(config_.num_steps),
-        flops_per_token_(step_flops(setup, {.tokens = 1, .supervised_tokens = 0}, recipe.recompute)),
-        flops_per_target_(step_flops(setup, {.tokens = 0, .supervised_tokens = 1}, recipe.recompute)) {
+        flops_per_token_(step_flops(setup, {.tokens = 1, .supervised_tokens = 0})),
+        flops_per_target_(step_flops(setup, {.tokens = 0, .supervised_tokens = 1})) {
     // The peak of one rank is no measure for several.
     if (options_.measure_gemm_peak && ranks_.count() == 1)
       gemm_peak_ = options_.measure_gemm_peak(model_.compute_dtype);
@@ -340,11 +341,17 @@ std::optional<std::int64_t> planned_steps(const Recipe& recipe, const RunOptions
 
 RunResult run_finetune(const Recipe& recipe, const RunOptions& options) {
   // Policy before weights: it decides which of them stay in their file.
-  const RunSetup setup = prepare_run(recipe);
+  RunSetup setup = prepare_run(recipe);
   for (const auto& line : setup.warnings) log_warning(line);
   log_info(group_table(group_rows(setup)));
   const Ranks& ranks = ranks_of(options);
   RunData data = open_data(recipe, ranks.is_first() ? recipe.output_dir : "", planned_steps(recipe, options));
+  if (recipe.memory) {
+    const RecomputeChoice choice = choose_recompute(recipe, setup, data.valid ? data.valid->size() : 0,
+                                                    options.program_bytes.value_or(program_bytes()));
+    setup.recompute = choice.recompute;
+    log_info(recompute_text(recipe, choice));
+  }
   if (!ranks.is_first()) {
     follow(recipe, options, setup, data);
     return {};

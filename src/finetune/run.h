@@ -22,6 +22,8 @@ struct RunOptions {
   /// The machine's peak of matrix products in the compute dtype, multiply and add counted apart, per second; 0 or
   /// absent: no share of it is shown.
   std::function<double(at::ScalarType)> measure_gemm_peak = {};
+  /// For tests: what memory.budget_gb counts for the program itself, instead of what the process takes.
+  std::optional<std::int64_t> program_bytes = {};
   /// For tests: TrainConfig::on_module.
   std::function<void(const std::string& module, const at::Tensor& output_TD)> on_module = {};
 };

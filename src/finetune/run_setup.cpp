@@ -218,6 +218,7 @@ std::int64_t RunParameter::num_elements() const {
 RunSetup prepare_run(const Recipe& recipe) {
   RunSetup setup{.source = Checkpoint::open(recipe.model.path), .config = {}, .parameters = {}};
   setup.config = run_config(recipe, setup.source.config());
+  setup.recompute = recipe.recompute;
   NamedShapes shapes = parameter_shapes(setup.config);
   if (recipe.lora) {
     setup.adapter = adapter_spec(*recipe.lora, setup.config);
@@ -297,7 +298,7 @@ TrainConfig train_config(const Recipe& recipe, const RunSetup& setup) {
   config.router_bias_update_rate = recipe.router_bias_update_rate;
   if (recipe.lora && recipe.lora->smore) config.adapter_balance_coef = recipe.lora->smore->balance_coef;
   if (recipe.lora && recipe.lora->smora) config.adapter_bias_update_rate = recipe.lora->smora->bias_update_rate;
-  config.recompute = recipe.recompute;
+  config.recompute = setup.recompute;
   config.max_skipped_steps = recipe.max_skipped_steps;
   config.seed = static_cast<std::uint64_t>(recipe.seed);
   return config;

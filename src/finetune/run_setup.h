@@ -41,6 +41,8 @@ struct RunSetup {
   AdapterSpec adapter = {};                ///< without parts: none
   bool router_gets_gradient = false;       ///< something that trains lies before a router or in one
   std::vector<std::string> warnings = {};  ///< settings and rules without effect
+  /// All layers or none, as the recipe says; where it has a budget, what choose_recompute finds (plan_recompute.h).
+  LayersToRecompute recompute = false;
 };
 
 /// Throws ConfigError for what does not fit the model, InputError for a damaged checkpoint.

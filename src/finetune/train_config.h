@@ -9,6 +9,7 @@
 #include "data/packed_batch.h"
 #include "finetune/optimizer.h"
 #include "finetune/schedule.h"
+#include "model/recompute.h"
 
 namespace dagmoe {
 
@@ -34,7 +35,7 @@ struct TrainConfig {
   double router_bias_update_rate = 0.0;   ///< 0: the selection bias stays as it is
   double adapter_balance_coef = 0.0;      ///< of the mean over S'MoRE adapters of their balance loss
   double adapter_bias_update_rate = 0.0;  ///< of SMoRA adapters
-  bool recompute = false;                 ///< ForwardOptions::recompute
+  LayersToRecompute recompute = false;    ///< ForwardOptions::recompute
   std::int64_t max_skipped_steps = 0;     ///< steps without a finite loss or gradient that leave the weights and go on
   std::uint64_t seed = 0;                 ///< of noise
   /// Sees, and may change, the activations of every forward pass: for tests that inject faults.

@@ -328,8 +328,8 @@ ModelOutput Decoder::forward(const ModelInput& input, const ForwardOptions& opti
   at::Tensor hidden_TD = embed(input, options);
   if (options.on_module) options.on_module("model.embed_tokens", hidden_TD);
   for (std::int64_t n = 0; n < config.num_hidden_layers; ++n) {
-    LayerOutput layer = options.recompute ? run_layer_recomputed(n, hidden_TD, sequences, options)
-                                          : run_layer(n, hidden_TD, *sequences, {}, options);
+    LayerOutput layer = options.recompute(n) ? run_layer_recomputed(n, hidden_TD, sequences, options)
+                                             : run_layer(n, hidden_TD, *sequences, {}, options);
     hidden_TD = layer.hidden_TD;
     if (layer.routing.logits_TE.defined()) output.routing.push_back(std::move(layer.routing));
   }

@@ -33,9 +33,10 @@ struct ForwardOptions {
   std::function<void(const std::string& module, const at::Tensor& output_TD)> on_module = {};
   /// Gets what each MoE layer combines: to analyse the learned graph.
   std::function<void(std::int64_t layer, const CombineInput& input, const Routing& routing)> on_combine = {};
-  /// Of each layer only the input and the expert ids are kept; the backward pass runs it again, with the same experts.
-  /// The decoder must then outlive the backward pass. The functions above are called in the forward pass alone.
-  bool recompute = false;
+  /// Of these layers only the input and the expert ids are kept; the backward pass runs them again, with the same
+  /// experts. The decoder must then outlive the backward pass. The functions above are called in the forward pass
+  /// alone.
+  LayersToRecompute recompute = false;
   /// Above 0: noise on the embeddings (neftune.h), a function of `noise_seed` and of each sequence's number in the
   /// step; that of the batch's first is `first_sequence`.
   double neftune_alpha = 0.0;

@@ -2,7 +2,9 @@
 
 #include <ATen/core/Tensor.h>
 
+#include <cstdint>
 #include <functional>
+#include <utility>
 #include <vector>
 
 #include "model/router.h"
@@ -19,6 +21,21 @@ struct LayerOutput {
 /// tensors are large and cheap to form. `f` must give the same for the same inputs.
 using TensorFunction = std::function<at::Tensor(const std::vector<at::Tensor>& inputs)>;
 at::Tensor run_again_in_backward(TensorFunction f, const std::vector<at::Tensor>& inputs);
+
+/// Which layers of a model run again in the backward pass: all, none, or the marked ones.
+class LayersToRecompute {
+ public:
+  LayersToRecompute(bool all = false) : all_(all) {}
+  explicit LayersToRecompute(std::vector<bool> marked) : marked_(std::move(marked)) {}
+  bool operator()(std::int64_t layer) const {
+    const auto n = static_cast<std::size_t>(layer);
+    return all_ || (n < marked_.size() && marked_[n]);
+  }
+
+ private:
+  bool all_ = false;
+  std::vector<bool> marked_;
+};
 
 /// A layer of which only the input and the expert ids are kept for the backward pass.
 struct RecomputedLayer {

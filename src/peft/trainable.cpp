@@ -23,18 +23,9 @@ bool matches(const TrainableRule& rule, const std::string& name) {
   return pattern == "full" || parameter_group(name) == pattern || glob_match(pattern, name);
 }
 
-// N of "model.layers.N."; nullopt for parameters outside the layers.
-std::optional<std::int64_t> layer_of(std::string_view name) {
-  constexpr std::string_view kPrefix = "model.layers.";
-  if (!name.starts_with(kPrefix)) return std::nullopt;
-  const std::string_view rest = name.substr(kPrefix.size());
-  const auto range = parse_layer_range(rest.substr(0, rest.find('.')));
-  return range ? std::optional(range->first) : std::nullopt;
-}
-
 bool in_layers(const std::vector<LayerRange>& layers, std::string_view name) {
   if (layers.empty()) return true;
-  const auto layer = layer_of(name);
+  const auto layer = parameter_layer(name);
   return layer && std::ranges::any_of(
                       layers, [&](const LayerRange& range) { return range.first <= *layer && *layer <= range.last; });
 }
@@ -75,6 +66,14 @@ const std::vector<std::string>& parameter_groups() {
   return groups;
 }
 
+std::optional<std::int64_t> parameter_layer(std::string_view name) {
+  constexpr std::string_view kPrefix = "model.layers.";
+  if (!name.starts_with(kPrefix)) return std::nullopt;
+  const std::string_view rest = name.substr(kPrefix.size());
+  const auto range = parse_layer_range(rest.substr(0, rest.find('.')));
+  return range ? std::optional(range->first) : std::nullopt;
+}
+
 std::optional<LayerRange> parse_layer_range(std::string_view text) {
   const auto number = [](std::string_view digits) -> std::optional<std::int64_t> {
     std::int64_t value = 0;
@@ -95,7 +94,7 @@ TrainableSelection select_trainable(const std::vector<TrainableRule>& rules, con
   std::vector<std::optional<std::size_t>> last_match(names.size());
   std::vector<std::string> issues;
   std::int64_t num_layers = 0;
-  for (const auto& name : names) num_layers = std::max(num_layers, layer_of(name).value_or(-1) + 1);
+  for (const auto& name : names) num_layers = std::max(num_layers, parameter_layer(name).value_or(-1) + 1);
   for (std::size_t r = 0; r < rules.size(); ++r) {
     for (const LayerRange& range : rules[r].layers) {
       if (range.last < num_layers) continue;

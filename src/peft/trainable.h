@@ -15,6 +15,8 @@ namespace dagmoe {
 /// loads.
 std::string parameter_group(std::string_view name);
 const std::vector<std::string>& parameter_groups();
+/// N of "model.layers.N."; nullopt for parameters outside the layers.
+std::optional<std::int64_t> parameter_layer(std::string_view name);
 
 /// Layers first .. last, both included, counted from 0.
 struct LayerRange {

@@ -63,6 +63,27 @@ TEST_CASE("recipe: on the command line the later of two equal-meaning settings w
   REQUIRE_FALSE(recipe.batch.tokens.has_value());
 }
 
+TEST_CASE("recipe: a memory budget and recompute exclude each other, and on the command line the later one wins",
+          "[finetune]") {
+  const std::string budget = kGood + "memory: {budget_gb: 2.5}\n", all = kGood + "recompute: true\n";
+  REQUIRE(load(budget).memory->budget_gb == 2.5);
+  REQUIRE(load(to_yaml(load(budget))).memory->budget_gb == 2.5);
+  REQUIRE_FALSE(load(kGood).memory.has_value());
+  REQUIRE_THROWS_WITH(load(budget + "recompute: true\n"),
+                      Catch::Contains("memory.budget_gb: contradicts recompute; give one of the two"));
+  REQUIRE_NOTHROW(load(budget + "recompute: false\n"));
+  const Recipe later = load(all, std::vector<std::string>{"memory.budget_gb=3"});
+  REQUIRE(later.memory->budget_gb == 3);
+  REQUIRE_FALSE(later.recompute);
+  const Recipe other = load(budget, std::vector<std::string>{"recompute=true"});
+  REQUIRE(other.recompute);
+  REQUIRE_FALSE(other.memory.has_value());
+  REQUIRE_THROWS_WITH(load(kGood + "memory: {}\n"), Catch::Contains("memory.budget_gb: required key is missing"));
+  REQUIRE_THROWS_WITH(load(kGood + "memory: {budget_gb: 0}\n"), Catch::Contains("memory.budget_gb: "));
+  REQUIRE_THROWS_WITH(load(kGood + "memory: {budget: 2}\n"),
+                      Catch::Contains("memory.budget: unknown key; known: budget_gb"));
+}
+
 TEST_CASE("recipe: an unknown prompt template names the nearest", "[finetune]") {
   REQUIRE_THROWS_WITH(load(kGood, std::vector<std::string>{"data.train.0.template=chatlm"}),
                       Catch::Contains("did you mean 'chatml'?"));

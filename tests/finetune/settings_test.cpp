@@ -189,6 +189,9 @@ std::multimap<std::string, Case> cases(const TinyRun& run) {
       {"router_bias_update_rate", {kMetrics, {"router_bias_update_rate=0.2"}}},
       {"router_bias_update_rate", {kRefused, {"router_bias_update_rate=0.2", "model.path=" + file("plain")}}},
       {"recompute", {kMemory, {"recompute=true"}}},
+      {"memory.budget_gb", {kMemory, {"memory.budget_gb=100"}}},  // plan_recompute_test.cpp has those that are short
+      {"memory.budget_gb", {kRefused, {"memory.budget_gb=0.001"}}},
+      {"memory.budget_gb", {kRefused, {"memory.budget_gb=100", "recompute=true"}}},
       {"max_skipped_steps", {kMetrics, {"max_skipped_steps=100", "optimizer.lr=1000", "max_grad_norm=0", "steps=20"}}},
       {"eval.every_steps", {kMetrics, {"eval.every_steps=2"}}},
       {"eval.every_steps", {kWarned, {"eval.every_steps=2", "data.valid=[]"}}},
@@ -230,7 +233,7 @@ std::set<std::string> all_keys(const TinyRun& run) {
       const Recipe recipe = run.recipe(
           {length, size, "model.dag.num_iterations=3", "trainable=[{group: dag, layers: [1], lr: 1, weight_decay: 1}]",
            "eval.tasks=[x]", "eval.datasets=[x=y]", "data.train.0.columns={instruction: x}", "data.train.0.weight=1",
-           "data.valid.0.columns={instruction: x}", "data.valid.0.epochs=1"});
+           "data.valid.0.columns={instruction: x}", "data.valid.0.epochs=1", "memory.budget_gb=1"});
       for (const auto& [key, value] : recipe_settings(to_yaml(recipe))) keys.insert(without_indices(key));
     }
   }

@@ -42,7 +42,8 @@ struct FirstStep {
 };
 
 // The gradients of one step over all records, whose micro batches hold at most so many tokens.
-FirstStep first_step(const TinyRun& run, std::int64_t micro_batch_tokens, const std::vector<std::string>& more = {}) {
+FirstStep first_step(const TinyRun& run, std::int64_t micro_batch_tokens, const std::vector<std::string>& more = {},
+                     const std::optional<LayersToRecompute>& recompute = {}) {
   std::vector<std::string> overrides{"trainable=[full]",         "optimizer.name=sgd",
                                      "optimizer.momentum=0",     "max_grad_norm=0",
                                      "router_aux_loss_coef=0.5", "router_z_loss_coef=0.1",
@@ -55,6 +56,7 @@ FirstStep first_step(const TinyRun& run, std::int64_t micro_batch_tokens, const 
   TrainConfig config = train_config(recipe, setup);
   config.num_steps = 1;
   config.batch.micro_batch_tokens = micro_batch_tokens;
+  if (recompute) config.recompute = *recompute;
   Decoder model = load_decoder(setup.source, load_options(recipe, setup));
   wake_dag(model);
   Trainer trainer(model, data.train, config);
@@ -110,12 +112,16 @@ TEST_CASE("trainer: the balance loss of micro batches alone is another objective
 TEST_CASE("trainer: recomputed layers give the same step", "[finetune]") {
   const TinyRun run;
   write_uneven_records(run.folder / "train.jsonl");
-  const FirstStep kept = first_step(run, 1000), again = first_step(run, 1000, {"recompute=true"});
-  REQUIRE(again.metrics.loss == kept.metrics.loss);
-  REQUIRE(again.metrics.expert_counts == kept.metrics.expert_counts);
-  for (std::size_t i = 0; i < kept.names.size(); ++i) {
-    INFO(kept.names[i]);
-    REQUIRE(at::equal(again.gradients[i], kept.gradients[i]));
+  const FirstStep kept = first_step(run, 1000);
+  for (const FirstStep& again : {first_step(run, 1000, {"recompute=true"}),
+                                 first_step(run, 1000, {}, LayersToRecompute(std::vector<bool>{true, false})),
+                                 first_step(run, 1000, {}, LayersToRecompute(std::vector<bool>{false, true}))}) {
+    REQUIRE(again.metrics.loss == kept.metrics.loss);
+    REQUIRE(again.metrics.expert_counts == kept.metrics.expert_counts);
+    for (std::size_t i = 0; i < kept.names.size(); ++i) {
+      INFO(kept.names[i]);
+      REQUIRE(at::equal(again.gradients[i], kept.gradients[i]));
+    }
   }
 }
 

@@ -57,17 +57,27 @@ Result run(Decoder& model, const ForwardOptions& options, double aux_coef) {
   return result;
 }
 
+// All layers, and both mixtures of kept ones with ones that run again, one after the other.
+std::vector<LayersToRecompute> choices(const Decoder& model) {
+  std::vector<bool> even, odd;
+  for (std::size_t n = 0; n < model.layers.size(); ++n) even.push_back(n % 2 == 0), odd.push_back(n % 2 == 1);
+  return {true, LayersToRecompute(even), LayersToRecompute(odd)};
+}
+
 // Losses and gradients of `model` with and without recomputation; the same bits.
 void require_same(Decoder& model, double aux_coef) {
-  const Result kept = run(model, {}, aux_coef), again = run(model, {.recompute = true}, aux_coef);
-  require_equal(again.loss, kept.loss);
-  require_equal(again.hidden_TD, kept.hidden_TD);
-  REQUIRE(again.counts == kept.counts);
-  const auto parameters = model.parameters();
-  for (std::size_t i = 0; i < parameters.size(); ++i) {
-    INFO(parameters[i].name);
-    REQUIRE(again.gradients[i].defined() == kept.gradients[i].defined());
-    if (kept.gradients[i].defined()) require_equal(again.gradients[i], kept.gradients[i]);
+  const Result kept = run(model, {}, aux_coef);
+  for (const LayersToRecompute& choice : choices(model)) {
+    const Result again = run(model, {.recompute = choice}, aux_coef);
+    require_equal(again.loss, kept.loss);
+    require_equal(again.hidden_TD, kept.hidden_TD);
+    REQUIRE(again.counts == kept.counts);
+    const auto parameters = model.parameters();
+    for (std::size_t i = 0; i < parameters.size(); ++i) {
+      INFO(parameters[i].name);
+      REQUIRE(again.gradients[i].defined() == kept.gradients[i].defined());
+      if (kept.gradients[i].defined()) require_equal(again.gradients[i], kept.gradients[i]);
+    }
   }
 }
 
@@ -169,6 +179,24 @@ TEST_CASE("recompute: without gradients it is the plain forward pass", "[model]"
   const ModelOutput output = model.forward(input, {.recompute = true});
   REQUIRE_FALSE(output.hidden_TD.requires_grad());
   require_equal(output.hidden_TD, model.forward(input).hidden_TD);
+}
+
+TEST_CASE("recompute: of the marked layers alone the inner tensors are gone", "[model]") {
+  Decoder model = load("dagmoe_mixtral", at::kFloat, everything, /*with_dag=*/false);
+  REQUIRE(model.layers.size() == 2);
+  using Storage = c10::weak_intrusive_ptr<c10::StorageImpl>;
+  for (const std::size_t marked : {0, 1}) {
+    std::vector<Storage> inner;
+    const ModelOutput output =
+        model.forward(packed_input(at::arange(9), {9}),
+                      {.on_module =
+                           [&](const std::string& name, const at::Tensor& tensor) {
+                             if (name.ends_with("self_attn")) inner.push_back(tensor.storage().getWeakStorageImpl());
+                           },
+                       .recompute = LayersToRecompute(std::vector<bool>{marked == 0, marked == 1})});
+    REQUIRE(inner[marked].expired());
+    REQUIRE_FALSE(inner[1 - marked].expired());
+  }
 }
 
 TEST_CASE("recompute: only each layer's input is kept", "[model]") {
