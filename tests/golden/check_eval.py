@@ -150,7 +150,10 @@ class Reference:
 
 
 def known_tasks(program):
-    return subprocess.run([program, "eval", "--list"], capture_output=True, text=True, check=True).stdout.split()
+    done = subprocess.run([program, "eval", "--list"], capture_output=True, text=True)
+    if done.returncode != 0:
+        sys.exit(f"check_eval.py: {program} eval --list: {done.stderr.strip()}")
+    return done.stdout.split()
 
 
 def our_name(name, known):
