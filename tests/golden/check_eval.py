@@ -16,6 +16,8 @@ best scores) are closer than 1e-4. Every such place is listed. Exit status 1 whe
 --cache: lm-eval's answers are kept there and reused; a key names the model's bytes, task, shots, limit, dtype and chat flags.
 --runs: dagmoe's output is kept there, by the program's bytes too, and reused; a run that was cut off is resumed.
 --device cuda: lm-eval's side on a GPU, in exact float32; its cache is then copied to where dagmoe runs.
+--softmax-dtype float64: lm-eval's option of that name. On a CPU torch's float32 log_softmax over 49,152 classes makes each
+  token's log-probability 8e-6 too high: beyond 1e-3 from 100 tokens on. A GPU's does not.
 """
 
 import argparse
@@ -71,6 +73,7 @@ def flags():
     parser.add_argument("--cache", default=os.path.join(tempfile.gettempdir(), "eval_cache"))
     parser.add_argument("--runs")
     parser.add_argument("--device", default="cpu", help="of lm-eval's side")
+    parser.add_argument("--softmax-dtype", help="of lm-eval's side")
     parser.add_argument("--chat", action="store_true", help="--apply-chat-template in both programs")
     parser.add_argument("--multiturn", action="store_true", help="examples as turns of the conversation")
     parser.add_argument("--system", help="system instruction")
@@ -106,7 +109,11 @@ class Reference:
         if self.lm is None:
             torch.set_num_threads(self.args.threads)
             self.lm = local_lm_eval.load_model(
-                self.args.model, self.args.dtype, device=self.args.device, trust_remote_code=True
+                self.args.model,
+                self.args.dtype,
+                device=self.args.device,
+                softmax_dtype=self.args.softmax_dtype,
+                trust_remote_code=True,
             )
         return self.lm
 
@@ -116,7 +123,8 @@ class Reference:
         if self.args.chat:
             chat = "-chat" + ("-multiturn" if self.args.multiturn else "")
             chat += hashlib.sha256((self.args.system or "").encode()).hexdigest()[:6]
-        return f"{self.model_key}/{name}-{shots}shot-{limit}docs-{self.args.dtype}{chat}-{rows}.json"
+        softmax = f"-softmax-{self.args.softmax_dtype}" if self.args.softmax_dtype else ""
+        return f"{self.model_key}/{name}-{shots}shot-{limit}docs-{self.args.dtype}{softmax}{chat}-{rows}.json"
 
     def answers(self, name, records, shots, limit):
         path = os.path.join(self.args.cache, self.key(name, records, shots, limit))
