@@ -371,6 +371,21 @@ void cross_entropy(const CrossEntropy<T>& args) {
   }
 }
 
+/// The sum of e^(logit - top), in double from one stretch of classes to the next: a float that has grown to a whole
+/// vocabulary's sum drops what the many unlikely classes add, always in the same direction.
+template <class T>
+double sum_of_exp(const T* logits_V, std::int64_t V, float top) {
+  constexpr std::int64_t kStretch = 1024;
+  double total = 0;
+  for (std::int64_t begin = 0; begin < V; begin += kStretch) {
+    const T* logits = logits_V + begin;
+    total += sum_blocks(begin + kStretch < V ? kStretch : V - begin, [&](std::int64_t v, auto lanes) {
+      return keep(exp(load(logits + v, lanes) - set(top)), lanes, set(0));
+    });
+  }
+  return total;
+}
+
 template <class T>
 void log_sum_exp(const LogSumExp<T>& args) {
   for (std::int64_t n = 0; n < args.N; ++n) {
@@ -379,10 +394,7 @@ void log_sum_exp(const LogSumExp<T>& args) {
     for_each_block(args.V,
                    [&](std::int64_t v, auto lanes) { most = max(most, keep(load(logits_V + v, lanes), lanes, most)); });
     const float top = largest(most);
-    const float total = sum_blocks(args.V, [&](std::int64_t v, auto lanes) {
-      return keep(exp(load(logits_V + v, lanes) - set(top)), lanes, set(0));
-    });
-    args.log_sum_exp_N[n] = static_cast<double>(top) + __builtin_log(static_cast<double>(total));
+    args.log_sum_exp_N[n] = static_cast<double>(top) + __builtin_log(sum_of_exp(logits_V, args.V, top));
     std::int64_t best = 0;
     while (best + 1 < args.V && !(sum(load(logits_V + best, first_lanes(1))) >= top)) ++best;
     args.argmax_N[n] = best;

@@ -6,6 +6,7 @@ Used by check_eval.py, make_lm_eval_tasks.py and bench/eval.py.
 import json
 import os
 import tempfile
+import types
 
 os.environ.update(HF_HUB_OFFLINE="1", HF_DATASETS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
@@ -13,6 +14,7 @@ import datasets
 import lm_eval
 import lm_eval.api.task
 import torch
+from lm_eval.api.group import AggMetricConfig, Group
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
@@ -40,7 +42,7 @@ class ReferenceLM(HFLM):
     so then the cache is off.
     """
 
-    batch_tokens = 4096
+    batch_tokens, batch_rows, batch_texts = 4096, 32, 16
 
     def _loglikelihood_tokens(self, requests, disable_tqdm=False, override_bs=None):
         lengths = {}
@@ -48,7 +50,7 @@ class ReferenceLM(HFLM):
             lengths.setdefault(tuple(context + continuation[:-1]), set()).add(len(continuation))
         self.logits_cache = all(len(group) == 1 for group in lengths.values())
         longest = min(max(map(len, lengths)), self.max_length)
-        self.batch_size_per_gpu = max(1, min(32, self.batch_tokens // longest))
+        self.batch_size_per_gpu = max(1, min(self.batch_rows, self.batch_tokens // longest))
         return super()._loglikelihood_tokens(requests, disable_tqdm=True, override_bs=override_bs)
 
     def loglikelihood_rolling(self, requests, disable_tqdm=False):
@@ -56,12 +58,25 @@ class ReferenceLM(HFLM):
         return super().loglikelihood_rolling(requests, disable_tqdm=True)
 
     def generate_until(self, requests, disable_tqdm=False):
-        self.batch_size_per_gpu = 16
+        self.batch_size_per_gpu = self.batch_texts
         return super().generate_until(requests, disable_tqdm=True)
 
 
-def load_model(folder, dtype, kind=ReferenceLM, batch=8, **options):
-    return kind(pretrained=folder, dtype=dtype, batch_size=batch, device="cpu", logits_cache=False, **options)
+def be_exact():
+    """float32 products in float32, attention written out: no TF32 and no fused kernel, which may use it."""
+    torch.set_float32_matmul_precision("highest")
+    torch.backends.cudnn.allow_tf32 = False
+    torch.backends.cuda.enable_flash_sdp(False)
+    torch.backends.cuda.enable_mem_efficient_sdp(False)
+    torch.backends.cuda.enable_cudnn_sdp(False)
+
+
+def load_model(folder, dtype, kind=ReferenceLM, batch=8, device="cpu", **options):
+    lm = kind(pretrained=folder, dtype=dtype, batch_size=batch, device=device, logits_cache=False, **options)
+    if device != "cpu":
+        be_exact()
+        lm.batch_tokens, lm.batch_rows, lm.batch_texts = 8192, 64, 64
+    return lm
 
 
 def task_manager(folders):
@@ -95,6 +110,20 @@ def run_task(lm, name, records, limit=None, shots=None, chat=None, manager=None,
     return results["results"][task], results["versions"][task], json.loads(json.dumps(samples, default=str))
 
 
+class NamedGroup(Group):
+    """lm-eval's group over tasks that are known by name only."""
+
+    def get_all_tasks(self, recursive=True):
+        return [types.SimpleNamespace(task_name=name) for name in self.names]
+
+
+def group_results(name, metric, results):
+    """lm-eval's score of a group of tasks, all weighted by their documents, from each task's results."""
+    group = NamedGroup(name, aggregate_metric_list=[AggMetricConfig(metric)])
+    group.names = list(results)
+    return group.aggregate(results)
+
+
 def top_gaps(lm, context, continuation):
     """Of each position of the continuation: the target's id, the two best ids and their distance in logits, unbatched."""
     if context:
@@ -106,7 +135,7 @@ def top_gaps(lm, context, continuation):
             targets = targets[1:]
     whole = (ids + targets)[-(lm.max_length + 1) :][:-1]
     with torch.no_grad():
-        logits = lm.model(torch.tensor([whole])).logits[0, -len(targets) :].float()
+        logits = lm.model(torch.tensor([whole], device=lm.device)).logits[0, -len(targets) :].float()
     best = logits.topk(2, dim=-1)
     return [
         (target, pair, float(value[0] - value[1]))
@@ -117,7 +146,7 @@ def top_gaps(lm, context, continuation):
 def generation_gaps(lm, context, max_tokens, max_context):
     """Greedy decoding of one request alone: (text so far, distance of the two best logits) at each step."""
     ids = lm.tok_encode(context)[-max_context:]
-    start, cache, feed = len(ids), None, torch.tensor([ids])
+    start, cache, feed = len(ids), None, torch.tensor([ids], device=lm.device)
     steps = []
     with torch.no_grad():
         for _ in range(max_tokens):
@@ -128,5 +157,5 @@ def generation_gaps(lm, context, max_tokens, max_context):
             steps.append((lm.tok_decode(ids[start:]), float(best.values[0] - best.values[1])))
             if ids[-1] == lm.eot_token_id:
                 break
-            feed = torch.tensor([ids[-1:]])
+            feed = torch.tensor([ids[-1:]], device=lm.device)
     return steps

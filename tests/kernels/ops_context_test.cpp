@@ -124,6 +124,15 @@ TEST_CASE("summarize_logits: log sum exp and the first argmax", "[kernels]") {
       }
     }
   }
+  // A few likely classes and a long tail: summed in one float, the tail would be lost by more than 1e-6.
+  const at::Tensor tailed = at::randn({16, 49152}, generator, at::kFloat) * 2.5;
+  tailed.select(1, 0).fill_(20);
+  const at::Tensor exact = at::logsumexp(tailed.to(at::kDouble), {-1});
+  const RowSummary summary = summarize_logits(tailed);
+  double error = 0;
+  for (std::size_t n = 0; n < 16; ++n)
+    error += (summary.log_sum_exp[n] - exact[static_cast<std::int64_t>(n)].item<double>()) / 16;
+  CHECK(std::abs(error) < 5e-7);
   const at::Tensor ties = at::tensor({1.0F, 3.0F, 2.0F, 3.0F}).unsqueeze(0);
   CHECK(summarize_logits(ties).argmax[0] == 1);
   const at::Tensor broken = at::tensor({1.0F, std::numeric_limits<float>::quiet_NaN()}).unsqueeze(0);
