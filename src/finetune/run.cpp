@@ -25,7 +25,7 @@
 namespace dagmoe {
 namespace {
 
-constexpr std::int64_t kSampleCount = 4;        // shown in the report
+constexpr std::int64_t kSampleCount = 4;  // shown in the report
 // That the learned graph is looked at with: few, because the first step waits for it.
 constexpr std::int64_t kAnalysisTokens = 1024;
 

@@ -7,7 +7,7 @@
 namespace dagmoe {
 
 /// y = weight * (x - mean) / sqrt(mean((x - mean)^2) + eps) per row of N values D wide. Without `subtract_mean` the
-/// mean counts as 0, which makes it RMSNorm.
+/// mean counts as 0, which makes it RMSNorm. Where squares exceed float, the row becomes NaN.
 template <class T>
 struct LayerNormForward {
   std::int64_t N, D;

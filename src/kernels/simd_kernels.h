@@ -297,7 +297,9 @@ void layer_norm_forward(const LayerNormForward<T>& args) {
     });
     const double variance = static_cast<double>(sum_of_squares) / width;
     const __m128d root = _mm_sqrt_sd(_mm_setzero_pd(), _mm_set_sd(variance + args.eps));
-    const float rstd = static_cast<float>(1 / _mm_cvtsd_f64(root));
+    // Squares beyond float would make rows of zeros: a run that diverges has to show.
+    const bool overflows = variance > static_cast<double>(__FLT_MAX__);
+    const float rstd = overflows ? __builtin_nanf("") : static_cast<float>(1 / _mm_cvtsd_f64(root));
     args.mean_N[n] = mean;
     args.rstd_N[n] = rstd;
     for_each_block(args.D, [&](std::int64_t i, auto lanes) {
