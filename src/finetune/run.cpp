@@ -27,7 +27,7 @@ namespace {
 
 constexpr std::int64_t kSampleCount = 4;  // shown in the report
 // That the learned graph is looked at with: few, because the first step waits for it.
-constexpr std::int64_t kAnalysisTokens = 1024;
+constexpr std::int64_t kAnalysisTokens = 512;
 
 /// Sums over the step lines of a run, which are all that a resumed run knows of the steps before.
 class StepTotals {
