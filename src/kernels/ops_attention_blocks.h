@@ -4,7 +4,6 @@
 #include <ATen/Parallel.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <cstdint>
 #include <utility>
@@ -12,6 +11,7 @@
 #include "kernels/attention_plan.h"
 #include "kernels/dispatch.h"
 #include "kernels/ops_attention_cpu.h"
+#include "kernels/ops_support.h"
 
 // What the forward and the backward pass of ops_attention_cpu.cpp share; nobody else includes it.
 // M = H / Hk query heads share a key head. A block has n queries and R = n M rows, the heads of one query side by side.
@@ -188,13 +188,9 @@ class AttentionWorker {
   // Calls f(worker's own memory, task) for every task, on all threads.
   template <class Memory, class F>
   void for_each_task(F f) const {
-    std::atomic<std::size_t> next{0};
-    at::parallel_for(0, at::get_num_threads(), 1, [&](std::int64_t, std::int64_t) {
-      std::size_t i = next++;
-      if (i >= plan_.order.size()) return;
-      Memory memory(most_keys_, R_, D_);
-      for (; i < plan_.order.size(); i = next++) f(memory, plan_.order[i]);
-    });
+    ops::for_each_task(
+        plan_.order.size(), [&] { return Memory(most_keys_, R_, D_); },
+        [&](Memory& memory, std::size_t i) { f(memory, plan_.order[i]); });
   }
 
   const AttentionPlan& plan_;

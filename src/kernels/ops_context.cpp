@@ -2,7 +2,6 @@
 #include <ATen/core/grad_mode.h>
 
 #include <algorithm>
-#include <atomic>
 #include <cmath>
 #include <limits>
 
@@ -91,11 +90,8 @@ class ContextAttention {
   void run(const std::vector<ContextSegment>& segments) const {
     const std::vector<Task> tasks = tasks_of(segments);
     // Tasks differ in size, so that each thread takes the next one when it is free.
-    std::atomic<std::size_t> next{0};
-    at::parallel_for(0, at::get_num_threads(), 1, [&](std::int64_t, std::int64_t) {
-      Buffers buffers;
-      for (std::size_t i = next++; i < tasks.size(); i = next++) attend(tasks[i], buffers);
-    });
+    for_each_task(
+        tasks.size(), [] { return Buffers(); }, [&](Buffers& buffers, std::size_t i) { attend(tasks[i], buffers); });
   }
 
  private:

@@ -2,7 +2,6 @@
 
 #include <ATen/ATen.h>
 
-#include <atomic>
 #include <utility>
 #include <vector>
 
@@ -193,21 +192,13 @@ class DagRun {
 
   std::int64_t num_blocks() const { return (num_tokens_ + tokens_per_block_ - 1) / tokens_per_block_; }
 
-  // Each thread takes the next block when it is free. All threads are started even for one block: inside, every product
-  // then runs on one thread and sums in the same order.
   template <class F>
   void for_each_block(F f) const {
-    std::atomic<std::int64_t> next{0};
-    const std::int64_t blocks = num_blocks();
-    at::parallel_for(0, at::get_num_threads(), 1, [&](std::int64_t, std::int64_t) {
-      const at::AutoDispatchBelowADInplaceOrView
-          no_autograd;  // other threads do not know that nothing is to be recorded
-      Scratch scratch(*this, weights_.size());
-      for (std::int64_t index = next++; index < blocks; index = next++) {
-        const std::int64_t begin = index * tokens_per_block_;
-        f(scratch, TokenBlock{index, begin, std::min(tokens_per_block_, num_tokens_ - begin),
-                              std::min(tokens_per_block_, num_padded_ - begin)});
-      }
+    const auto make_scratch = [&] { return Scratch(*this, weights_.size()); };
+    for_each_task(static_cast<std::size_t>(num_blocks()), make_scratch, [&](Scratch& scratch, std::size_t i) {
+      const auto index = static_cast<std::int64_t>(i), begin = index * tokens_per_block_;
+      f(scratch, TokenBlock{index, begin, std::min(tokens_per_block_, num_tokens_ - begin),
+                            std::min(tokens_per_block_, num_padded_ - begin)});
     });
   }
 

@@ -1,6 +1,5 @@
 #include <ATen/ATen.h>
 
-#include <atomic>
 #include <cstring>
 #include <limits>
 #include <numeric>
@@ -148,12 +147,7 @@ void for_each_piece(const std::vector<ExpertRows>& pieces, bool on_cpu, F f) {
     for (const ExpertRows& piece : pieces) f(piece);
     return;
   }
-  std::atomic<std::size_t> next{0};
-  // All threads are started even for one piece: inside, every product runs on one and sums in the same order.
-  at::parallel_for(0, at::get_num_threads(), 1, [&](std::int64_t, std::int64_t) {
-    const at::AutoDispatchBelowADInplaceOrView no_autograd;  // other threads do not know that nothing is to be recorded
-    for (std::size_t i = next++; i < pieces.size(); i = next++) f(pieces[i]);
-  });
+  for_each_task(pieces.size(), [&](std::size_t i) { f(pieces[i]); });
 }
 
 // Rows [first, first + count) with rows of zeros after them up to the rounded number.

@@ -5,6 +5,7 @@
 #include <torch/csrc/autograd/custom_function.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cstdint>
 #include <string_view>
 
@@ -85,6 +86,29 @@ void parallel_rows(std::int64_t num_rows, std::int64_t elements_per_row, F f) {
   constexpr std::int64_t kElementsPerTask = 16384;
   at::parallel_for(0, num_rows,
                    std::max<std::int64_t>(1, kElementsPerTask / std::max<std::int64_t>(1, elements_per_row)), f);
+}
+
+/// f(memory, index) for indices [0, count) on all threads, each of which takes the next one when it is free and calls
+/// make_memory() once for what it works in, if it gets any. All threads are started even for one task: inside, a
+/// product runs on one thread and sums in the same order whatever their number.
+template <class MakeMemory, class F>
+void for_each_task(std::size_t count, MakeMemory make_memory, F f) {
+  std::atomic<std::size_t> next{0};
+  at::parallel_for(0, at::get_num_threads(), 1, [&](std::int64_t, std::int64_t) {
+    const at::AutoDispatchBelowADInplaceOrView no_autograd;  // other threads do not know that nothing is to be recorded
+    std::size_t index = next++;
+    if (index >= count) return;
+    auto memory = make_memory();
+    for (; index < count; index = next++) f(memory, index);
+  });
+}
+
+/// The same without memory: f(index).
+template <class F>
+void for_each_task(std::size_t count, F f) {
+  struct None {};
+  for_each_task(
+      count, [] { return None{}; }, [&](None&, std::size_t index) { f(index); });
 }
 
 /// Calls launch(stream) when `tensor` is on a GPU, and says whether it was. In a program built without CUDA, `launch`
