@@ -24,7 +24,7 @@ std::string model_summary(const ModelConfig& config) {
   return text;
 }
 
-void add_step(DataPlan& plan, const StepBatch& step) {
+void add_step(DataPlan& plan, const StepBatch& step, bool shares) {
   plan.packed_steps += 1;
   plan.tokens_per_step += static_cast<double>(step.num_tokens);
   plan.supervised_per_step += static_cast<double>(step.num_targets);
@@ -33,8 +33,10 @@ void add_step(DataPlan& plan, const StepBatch& step) {
   MicroBatches& batches = plan.micro_batches;
   batches.several_a_step = batches.several_a_step || step.micro_batches.size() > 1;
   for (const PackedBatch& batch : step.micro_batches) {
+    const std::int64_t num_rows = shares ? share_prefixes(batch).rows.num_tokens() : batch.num_tokens();
+    plan.computed_per_step += static_cast<double>(num_rows);
     BatchShape& largest = batches.largest;
-    largest.tokens = std::max(largest.tokens, batch.num_tokens());
+    largest.tokens = std::max(largest.tokens, num_rows);
     largest.supervised_tokens = std::max(largest.supervised_tokens, batch.num_targets);
     for (std::size_t s = 0; s + 1 < batch.segment_offsets.size(); ++s) {
       largest.longest_sequence =
@@ -52,12 +54,13 @@ DataPlan plan_data(const Recipe& recipe, RunData& data) {
   plan.records = before.records, plan.bad_records = before.bad_records;
   plan.num_steps = data.num_steps;
   const StepBatchConfig batch = batch_config(recipe);
+  const bool shares = recipe.batch.share_prefixes && why_prefixes_are_not_shared(recipe).empty();
   const StreamPosition start = data.train.position();
   while (plan.packed_steps < std::min(data.num_steps, kMostPackedSteps)) {
     auto step = next_step_batch(data.train, batch);
     if (!step) step = next_step_batch(data.train, batch);  // the next epoch has begun
     if (!step) break;
-    add_step(plan, *step);
+    add_step(plan, *step, shares);
   }
   data.train.seek(start);
   const StreamCounters after = data.train.counters();
@@ -69,8 +72,8 @@ DataPlan plan_data(const Recipe& recipe, RunData& data) {
   plan.split = a_pass(&StreamCounters::split);
   plan.skipped = a_pass(&StreamCounters::without_target);
   const double steps = static_cast<double>(std::max<std::int64_t>(plan.packed_steps, 1));
-  for (double* sum :
-       {&plan.tokens_per_step, &plan.supervised_per_step, &plan.sequences_per_step, &plan.micro_batches_per_step}) {
+  for (double* sum : {&plan.tokens_per_step, &plan.supervised_per_step, &plan.sequences_per_step,
+                      &plan.micro_batches_per_step, &plan.computed_per_step}) {
     *sum /= steps;
   }
   plan.micro_batches.validation_tokens = largest_micro_batches(recipe, num_valid(data)).validation_tokens;
@@ -97,12 +100,13 @@ double measured_seconds_per_token(const Recipe& recipe, const RunSetup& setup, R
 TimePlan plan_time(const Recipe& recipe, const RunSetup& setup, const DataPlan& data, const PlanOptions& options,
                    RunData& run_data) {
   TimePlan time;
-  const StepTokens step{static_cast<std::int64_t>(data.tokens_per_step),
+  const StepTokens step{static_cast<std::int64_t>(data.computed_per_step),
                         static_cast<std::int64_t>(data.supervised_per_step)};
   time.flops_per_step = step_flops(setup, step);
   const std::vector<double> again = recompute_flops(setup);
   for (std::size_t n = 0; n < again.size(); ++n) {
-    if (setup.recompute(static_cast<std::int64_t>(n))) time.recompute_flops_per_step += again[n] * data.tokens_per_step;
+    if (setup.recompute(static_cast<std::int64_t>(n)))
+      time.recompute_flops_per_step += again[n] * data.computed_per_step;
   }
   if (options.measure) {
     time.is_measured = true;

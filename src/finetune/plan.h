@@ -33,6 +33,7 @@ struct DataPlan {
   std::int64_t num_steps = 0;
   std::int64_t packed_steps = 0;  ///< the first of the run; what follows is of these
   double tokens_per_step = 0.0, supervised_per_step = 0.0, sequences_per_step = 0.0, micro_batches_per_step = 0.0;
+  double computed_per_step = 0.0;           ///< tokens, those of beginnings that samples share once
   std::int64_t truncated = 0, skipped = 0;  ///< samples cut at max_seq_len, and those left without a target
   std::int64_t split = 0;                   ///< texts learnt in parts
   MicroBatches micro_batches;

@@ -50,6 +50,9 @@ std::string data_text(const DataPlan& data) {
       str("a step: ", rounded(data.tokens_per_step), " tokens, ", rounded(data.supervised_per_step), " supervised, ",
           rounded(data.sequences_per_step), " samples, ", fixed(data.micro_batches_per_step, 1), " micro batches",
           data.packed_steps < data.num_steps ? str(" (mean of the first ", data.packed_steps, ")") : "", "\n");
+  if (const double shared = data.tokens_per_step - data.computed_per_step; shared > 0)
+    text += str("of these tokens ", fixed(100 * shared / data.tokens_per_step, 1),
+                " % are beginnings that samples share, and are not computed again\n");
   text += str("largest micro batch: ", with_commas(largest.tokens),
               " tokens; longest sample: ", with_commas(largest.longest_sequence), "\n");
   if (data.truncated > 0) text += str(data.truncated, " samples lose their end at max_seq_len\n");
@@ -152,6 +155,7 @@ Json plan_json(const RunPlan& plan) {
             {"steps", data.num_steps},
             {"packed_steps", data.packed_steps},
             {"tokens_per_step", data.tokens_per_step},
+            {"computed_tokens_per_step", data.computed_per_step},
             {"supervised_tokens_per_step", data.supervised_per_step},
             {"sequences_per_step", data.sequences_per_step},
             {"micro_batches_per_step", data.micro_batches_per_step},

@@ -117,6 +117,7 @@ struct Recipe {
   struct Batch {
     std::optional<std::int64_t> tokens, sequences;
     std::int64_t micro_batch_tokens = 4096;
+    bool share_prefixes = true;  ///< see SharedBatch; where something is drawn for each sample alone it has no effect
   } batch;
   std::optional<std::int64_t> epochs, steps;
   struct Optimizer {
@@ -154,6 +155,9 @@ struct Recipe {
 };
 
 bool saves_adapter(const Recipe& recipe);
+/// Why beginnings that samples share are not computed once though the recipe says so, as "because ..."; empty: they
+/// are, or it does not say so.
+std::string why_prefixes_are_not_shared(const Recipe& recipe);
 
 /// Throws ConfigError with every problem of the file: unknown keys, types, ranges, contradictions (epochs and steps).
 Recipe load_recipe(const std::filesystem::path& path, std::span<const std::string> overrides = {});

@@ -263,7 +263,7 @@ class Run {
   // 0 when the peak was not measured.
   double gemm_share(const StepMetrics& metrics) const {
     if (gemm_peak_ == 0) return 0.0;
-    const double flops = flops_per_token_ * static_cast<double>(metrics.tokens) +
+    const double flops = flops_per_token_ * static_cast<double>(metrics.computed_tokens) +
                          flops_per_target_ * static_cast<double>(metrics.supervised_tokens);
     return flops / metrics.seconds / gemm_peak_;
   }

@@ -62,6 +62,7 @@ Json step_json(const StepMetrics& metrics, double gemm_share) {
                {"lr", metrics.lr},
                {"supervised_tokens", metrics.supervised_tokens},
                {"tokens", metrics.tokens},
+               {"computed_tokens", metrics.computed_tokens},
                {"padding_tokens", 0},
                {"sequences", metrics.sequences},
                {"tokens_per_second", static_cast<double>(metrics.tokens) / metrics.seconds},

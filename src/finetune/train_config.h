@@ -35,9 +35,12 @@ struct TrainConfig {
   double router_bias_update_rate = 0.0;   ///< 0: the selection bias stays as it is
   double adapter_balance_coef = 0.0;      ///< of the mean over S'MoRE adapters of their balance loss
   double adapter_bias_update_rate = 0.0;  ///< of SMoRA adapters
-  LayersToRecompute recompute = false;    ///< ForwardOptions::recompute
-  std::int64_t max_skipped_steps = 0;     ///< steps without a finite loss or gradient that leave the weights and go on
-  std::uint64_t seed = 0;                 ///< of noise
+  /// Beginnings that samples of a micro batch share are computed once (SharedBatch): the same losses and gradients, but
+  /// for rounding. Not with neftune_alpha, dropout in adapters, or adapters that are mixtures.
+  bool share_prefixes = false;
+  LayersToRecompute recompute = false;  ///< ForwardOptions::recompute
+  std::int64_t max_skipped_steps = 0;   ///< steps without a finite loss or gradient that leave the weights and go on
+  std::uint64_t seed = 0;               ///< of noise
   /// Sees, and may change, the activations of every forward pass: for tests that inject faults.
   std::function<void(const std::string& module, const at::Tensor& output_TD)> on_module = {};
 };

@@ -2,6 +2,7 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cmath>
 #include <cstring>
@@ -56,6 +57,16 @@ std::uint64_t noise_seed(std::uint64_t seed, std::int64_t step) {
   return x ^ (x >> 31);
 }
 
+void check_sharing(Decoder& model, const TrainConfig& config) {
+  if (!config.share_prefixes) return;
+  bool draws = config.neftune_alpha > 0;
+  for (const auto& [name, linear] : model.linears()) {
+    draws = draws || !linear->mixtures.empty() ||
+            std::ranges::any_of(linear->adapters, [](const LoraAdapter& adapter) { return adapter.dropout > 0; });
+  }
+  if (draws) throw InternalError("share_prefixes with noise, dropout or adapters that are mixtures");
+}
+
 double count_smores(Decoder& model) {
   double count = 0;
   for (const auto& [name, linear] : model.linears()) {
@@ -84,6 +95,14 @@ ModelInput model_input(const PackedBatch& batch) {
   return {int64_view(batch.input_ids), int64_view(batch.position_ids), batch.segment_offsets};
 }
 
+ModelInput model_input(const SharedBatch& batch) {
+  ModelInput input = model_input(batch.rows);
+  if (batch.prefixes.empty()) return input;
+  input.segment_prefixes = batch.prefixes;
+  input.row_of_token_N = int64_view(batch.row_of_token);
+  return input;
+}
+
 at::Tensor label_tensor(const PackedBatch& batch) { return int64_view(batch.labels); }
 
 ValidLoss validation_loss(const Decoder& model, ExampleStream& stream, std::int64_t micro_batch_tokens, Ranks& ranks) {
@@ -97,8 +116,10 @@ ValidLoss validation_loss(const Decoder& model, ExampleStream& stream, std::int6
   while (auto step = next_step_batch(stream, config)) {
     for (const PackedBatch& batch : step->micro_batches) {
       if (turn++ % ranks.count() != ranks.number()) continue;
-      const ModelOutput output = model.forward(model_input(batch));
-      sum += masked_cross_entropy(output.hidden_TD, model.output_weight(), label_tensor(batch), 1.0).item<double>();
+      const SharedBatch shared = share_prefixes(batch);
+      const ModelOutput output = model.forward(model_input(shared));
+      sum +=
+          masked_cross_entropy(output.hidden_TD, model.output_weight(), label_tensor(shared.rows), 1.0).item<double>();
     }
     result.supervised_tokens += step->num_targets;
     result.sequences += step->num_examples;
@@ -116,6 +137,11 @@ Trainer::Trainer(Decoder& model, ExampleStream& train_data, const TrainConfig& c
       optimizer_(Optimizer::create(trained_parameters(model, config), config.optimizer)),
       num_smores_(count_smores(model)) {
   config_.batch.num_takers = ranks.count();
+  check_sharing(model, config);
+}
+
+SharedBatch Trainer::rows_of(const PackedBatch& micro_batch) const {
+  return config_.share_prefixes ? share_prefixes(micro_batch) : SharedBatch{micro_batch, {}, {}};
 }
 
 bool Trainer::takes(std::size_t micro_batch) const {
@@ -139,7 +165,7 @@ ForwardOptions Trainer::forward_options(const StepBatch& batch, std::size_t micr
   options.neftune_alpha = config_.neftune_alpha;
   options.noise_seed = noise_seed(config_.seed, num_steps_done_);
   for (std::size_t m = 0; m < micro_batch; ++m) options.first_sequence += batch.micro_batches[m].num_segments();
-  options.adapter_dropout = true;
+  options.adapter_dropout = !config_.share_prefixes;
   if (num_smores_ > 0)
     options.adapter_balance_weight = config_.adapter_balance_coef * token_share(batch, micro_batch) / num_smores_;
   options.on_module = config_.on_module;
@@ -151,7 +177,8 @@ ExpertCounts Trainer::count_experts(const StepBatch& batch) const {
   ExpertCounts counts;
   for (std::size_t m = 0; m < batch.micro_batches.size(); ++m) {
     if (!takes(m)) continue;
-    const ModelOutput output = model_.forward(model_input(batch.micro_batches[m]), forward_options(batch, m));
+    const SharedBatch shared = rows_of(batch.micro_batches[m]);
+    const ModelOutput output = model_.forward(model_input(shared), forward_options(batch, m));
     counts += expert_counts(output.routing, model_.config.moe->num_experts);
   }
   sum_over_ranks(counts);
@@ -173,6 +200,7 @@ void Trainer::sum_over_ranks(ExpertCounts& counts) const {
 
 void Trainer::sum_over_ranks(StepMetrics& metrics, RouterSums& router) const {
   if (ranks_.count() == 1) return;
+  ranks_.sum(std::span(&metrics.computed_tokens, 1));
   for (double* sum : {&metrics.loss, &metrics.label_smoothing_loss, &metrics.aux_loss, &metrics.z_loss})
     ranks_.sum(std::span(sum, 1));
   if (num_smores_ > 0) {
@@ -223,7 +251,8 @@ std::optional<Trainer::Fault> Trainer::agree(const std::optional<Fault>& own) co
 
 bool Trainer::accumulate(const StepBatch& batch, std::size_t micro_batch, const ExpertCounts* step_counts,
                          StepMetrics& metrics, RouterSums& router) {
-  const PackedBatch& micro = batch.micro_batches[micro_batch];
+  const SharedBatch micro = rows_of(batch.micro_batches[micro_batch]);
+  metrics.computed_tokens += micro.rows.num_tokens();
   AdapterUse adapter_use;
   ForwardOptions options = forward_options(batch, micro_batch);
   options.adapter_use = &adapter_use;
@@ -234,7 +263,7 @@ bool Trainer::accumulate(const StepBatch& batch, std::size_t micro_batch, const 
         metrics.adapter_balance_loss.value_or(0.0) + share * adapter_use.balance_sum / num_smores_;
   add_counts(metrics.rank_counts, adapter_use.rank_counts);
   const SmoothedCrossEntropy cross_entropy =
-      smoothed_cross_entropy(output.hidden_TD, model_.output_weight(), label_tensor(micro),
+      smoothed_cross_entropy(output.hidden_TD, model_.output_weight(), label_tensor(micro.rows),
                              1.0 / static_cast<double>(batch.num_targets), config_.label_smoothing);
   at::Tensor objective = cross_entropy.objective;
   metrics.loss += cross_entropy.nll;
@@ -351,7 +380,8 @@ std::string Trainer::find_bad_activation(const StepBatch& batch, std::size_t mic
     check(str("model.layers.", layer, ".mlp.gate"), routing.logits_TE);
     check(str("model.layers.", layer, ".mlp.experts"), input.expert_out_TKD);
   };
-  model_.forward(model_input(batch.micro_batches[micro_batch]), options);
+  const SharedBatch micro = rows_of(batch.micro_batches[micro_batch]);
+  model_.forward(model_input(micro), options);
   return place;
 }
 

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "data/packed_batch.h"
+#include "data/shared_prefixes.h"
 #include "finetune/optimizer.h"
 #include "finetune/ranks.h"
 #include "finetune/train_config.h"
@@ -42,6 +43,7 @@ struct StepMetrics {
   std::map<std::string, double> grad_norm_by_group;
   double lr = 0.0;
   std::int64_t supervised_tokens = 0, tokens = 0, sequences = 0;
+  std::int64_t computed_tokens = 0;  ///< less than `tokens` where samples share their beginning
   std::vector<StepSource> sources;
   double seconds = 0.0;
   std::int64_t peak_rss_bytes = 0;  ///< of the process so far; of several, the sum
@@ -53,9 +55,11 @@ struct StepMetrics {
 
 /// Packed examples as tensors over the batch's own memory, which must outlive them.
 ModelInput model_input(const PackedBatch& batch);
+ModelInput model_input(const SharedBatch& batch);
 at::Tensor label_tensor(const PackedBatch& batch);
 
-/// Nats per supervised token over all examples of a stream's epoch, without gradients; ranks share the work.
+/// Nats per supervised token over all examples of a stream's epoch, without gradients; ranks share the work, and
+/// samples their beginnings.
 struct ValidLoss {
   double loss = 0.0;
   std::int64_t supervised_tokens = 0, sequences = 0;
@@ -99,6 +103,7 @@ class Trainer {
   StepBatch next_batch();
   ForwardOptions forward_options(const StepBatch& batch, std::size_t micro_batch) const;
   bool takes(std::size_t micro_batch) const;
+  SharedBatch rows_of(const PackedBatch& micro_batch) const;
   ExpertCounts count_experts(const StepBatch& batch) const;
   /// Adds the gradients of one micro batch; false when its objective is not finite.
   bool accumulate(const StepBatch& batch, std::size_t micro_batch, const ExpertCounts* step_counts,

@@ -31,18 +31,26 @@ std::vector<std::int64_t> task_bounds(std::int64_t segment_size, std::int64_t wi
 
 }  // namespace
 
-AttentionPlan plan_attention(const std::vector<std::int64_t>& offsets, std::int64_t num_kv_heads, std::int64_t window) {
+AttentionPlan plan_attention(const Segments& segments, std::int64_t num_kv_heads, std::int64_t window) {
   AttentionPlan plan;
-  for (std::size_t s = 0; s + 1 < offsets.size(); ++s) {
-    const std::int64_t begin = offsets[s], size = offsets[s + 1] - begin;
-    if (size == 0) continue;
-    const std::vector<std::int64_t> bounds = task_bounds(size, window);
+  std::vector<std::size_t> first_groups(segments.count());
+  for (std::size_t s = 0; s < segments.count(); ++s) {
+    first_groups[s] = plan.groups.size();
+    SequencePlace place = {segments.begin(s), segments.size(s)};
+    if (place.size == 0) continue;
+    const bool goes_on = segments.prefix(s) >= 0;
+    const auto prefix = static_cast<std::size_t>(goes_on ? segments.prefix(s) : 0);
+    if (goes_on) place.prefix_begin = segments.begin(prefix), place.prefix_size = segments.size(prefix);
+    const std::vector<std::int64_t> bounds = task_bounds(place.size, window);
     for (std::int64_t head = 0; head < num_kv_heads; ++head) {
-      plan.groups.push_back({plan.tasks.size(), bounds.size() - 1, begin, size, head});
+      const std::size_t group = plan.groups.size();
+      if (place.prefix_size > 0)
+        plan.groups[first_groups[prefix] + static_cast<std::size_t>(head)].followers.push_back(group);
+      plan.groups.push_back({plan.tasks.size(), bounds.size() - 1, place, head});
       for (std::size_t i = 0; i + 1 < bounds.size(); ++i) {
-        const std::int64_t first_key = window > 0 ? std::max<std::int64_t>(0, bounds[i] - window + 1) : 0;
-        plan.tasks.push_back(
-            {static_cast<std::int64_t>(plan.groups.size()) - 1, begin, head, bounds[i], bounds[i + 1], first_key});
+        const std::int64_t first_query = place.prefix_size + bounds[i], end_query = place.prefix_size + bounds[i + 1];
+        const std::int64_t first_key = window > 0 ? std::max<std::int64_t>(0, first_query - window + 1) : 0;
+        plan.tasks.push_back({static_cast<std::int64_t>(group), place, head, first_query, end_query, first_key});
       }
     }
   }

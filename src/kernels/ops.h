@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels/segments.h"
+
 // The only part of the kernels that sees tensors: checks shapes, picks CPU or CUDA and the kernel table, splits rows
 // over threads, wires autograd. Activations are float, bfloat16 or (for gradient checks) double; norm weights and
 // cos/sin tables are float, or double with double activations. Nothing is saved for backward that no gradient needs.
@@ -25,12 +27,13 @@ at::Tensor dag_pairs(const at::Tensor& abce_TK4G);
 /// Causal attention inside each segment [offsets[s], offsets[s+1]) of the T tokens; k and v have fewer heads in
 /// grouped-query attention (heads h*H/Hk.. share one). Scale d^-1/2; products and softmax are float whatever the
 /// activations are, and the S x S matrix never exists. `window` above 0: a token sees only the last `window` tokens,
-/// itself included. On the CPU ops_attention_cpu.h, on a GPU LibTorch's kernels segment by segment.
+/// itself included. A segment that goes on from another sees its rows, too. On the CPU ops_attention_cpu.h, on a GPU
+/// LibTorch's kernels segment by segment.
 at::Tensor segment_attention(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
-                             const std::vector<std::int64_t>& segment_offsets, std::int64_t window = 0);
+                             const Segments& segments, std::int64_t window = 0);
 /// The slow twin: a full masked softmax, for tests and for double.
 at::Tensor segment_attention_reference(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
-                                       const std::vector<std::int64_t>& segment_offsets, std::int64_t window = 0);
+                                       const Segments& segments, std::int64_t window = 0);
 
 /// Keys and values that stand before a segment's own: rows [begin, begin + count) of the cache, or of this pass.
 struct ContextSpan {

@@ -23,18 +23,20 @@ at::Tensor rows_of(const at::Tensor& x_THd, Segment segment) { return x_THd.narr
 
 struct AttentionFunction : torch::autograd::Function<AttentionFunction> {
   static at::Tensor forward(AutogradContext* ctx, const at::Tensor& q_THd, const at::Tensor& k_THkd,
-                            const at::Tensor& v_THkd, const std::vector<std::int64_t>& offsets, std::int64_t window) {
-    const SegmentAttentionResult result = attention_forward_cpu({q_THd, k_THkd, v_THkd, offsets, window});
+                            const at::Tensor& v_THkd, const Segments& segments, std::int64_t window) {
+    const SegmentAttentionResult result = attention_forward_cpu({q_THd, k_THkd, v_THkd, segments, window});
     ctx->save_for_backward({q_THd, k_THkd, v_THkd, result.out_THd, result.log_sum_exp_HkTM});
-    ctx->saved_data["offsets"] = offsets;
+    ctx->saved_data["offsets"] = segments.offsets;
+    ctx->saved_data["prefixes"] = segments.prefixes;
     ctx->saved_data["window"] = window;
     return result.out_THd;
   }
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     const variable_list saved = ctx->get_saved_variables();
-    const auto gradients = attention_backward_cpu(
-        {saved[0], saved[1], saved[2], ctx->saved_data["offsets"].toIntVector(), ctx->saved_data["window"].toInt()},
-        {saved[3], saved[4]}, with_unit_stride(grad_outputs[0]));
+    const Segments segments(ctx->saved_data["offsets"].toIntVector(), ctx->saved_data["prefixes"].toIntVector());
+    const auto gradients =
+        attention_backward_cpu({saved[0], saved[1], saved[2], segments, ctx->saved_data["window"].toInt()},
+                               {saved[3], saved[4]}, with_unit_stride(grad_outputs[0]));
     return {gradients.q_THd, gradients.k_THkd, gradients.v_THkd, {}, {}};
   }
 };
@@ -90,46 +92,75 @@ bool exceeds_window(const std::vector<std::int64_t>& offsets, std::int64_t windo
   return false;
 }
 
-void check_attention(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
-                     const std::vector<std::int64_t>& offsets) {
-  require_attention_shapes("segment_attention", q_THd, k_THkd, v_THkd);
-  require(!offsets.empty() && offsets.front() == 0 && offsets.back() == q_THd.size(0) &&
-              std::is_sorted(offsets.begin(), offsets.end()),
-          "segment_attention: offsets must rise from 0 to the ", q_THd.size(0), " tokens");
+// Sequence by sequence: prefixes are copied to each that goes on from them.
+at::Tensor segments_on_gpu(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
+                           const Segments& segments, std::int64_t window) {
+  if (segments.share_prefixes()) {
+    const SpreadRows spread = spread_rows(segments);
+    const at::Tensor rows = at::tensor(spread.rows, at::kLong).to(q_THd.device());
+    const auto copies = [&](const at::Tensor& x_THd) { return x_THd.index_select(0, rows); };
+    const at::Tensor out = segments_on_gpu(copies(q_THd), copies(k_THkd), copies(v_THkd), spread.offsets, window);
+    return out.index_select(0, at::tensor(spread.own, at::kLong).to(q_THd.device()));
+  }
+  return exceeds_window(segments.offsets, window)
+             ? windowed_attention_on_gpu(q_THd, k_THkd, v_THkd, segments.offsets, window)
+             : attention_on_gpu(q_THd, k_THkd, v_THkd, segments.offsets);
 }
+
+void check_attention(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
+                     const Segments& segments) {
+  require_attention_shapes("segment_attention", q_THd, k_THkd, v_THkd);
+  check_segments("segment_attention", segments, q_THd.size(0));
+}
+
+// position_T: of each row within its sequence; segment_T: which segment it belongs to; prefix_T: which one that goes on
+// from, -1: none.
+struct RowPlaces {
+  explicit RowPlaces(const Segments& segments) {
+    std::vector<std::int64_t> position, segment, prefix;
+    for (std::size_t s = 0; s < segments.count(); ++s) {
+      const std::int64_t before = segments.prefix(s);
+      const std::int64_t first = before >= 0 ? segments.size(static_cast<std::size_t>(before)) : 0;
+      for (std::int64_t i = 0; i < segments.size(s); ++i) {
+        position.push_back(first + i);
+        segment.push_back(static_cast<std::int64_t>(s));
+        prefix.push_back(before);
+      }
+    }
+    position_T = at::tensor(position, at::kLong);
+    segment_T = at::tensor(segment, at::kLong);
+    prefix_T = at::tensor(prefix, at::kLong);
+  }
+  // [t, s]: whether row t may look at row s.
+  at::Tensor visible(std::int64_t window) const {
+    const at::Tensor age_TT = position_T.unsqueeze(1) - position_T.unsqueeze(0);
+    const at::Tensor same_TT = at::logical_or(segment_T.unsqueeze(1) == segment_T.unsqueeze(0),
+                                              prefix_T.unsqueeze(1) == segment_T.unsqueeze(0));
+    const at::Tensor visible_TT = at::logical_and(same_TT, age_TT >= 0);
+    return window > 0 ? at::logical_and(visible_TT, age_TT < window) : visible_TT;
+  }
+  at::Tensor position_T, segment_T, prefix_T;
+};
 
 }  // namespace
 }  // namespace ops
 
 at::Tensor segment_attention(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
-                             const std::vector<std::int64_t>& segment_offsets, std::int64_t window) {
-  ops::check_attention(q_THd, k_THkd, v_THkd, segment_offsets);
-  if (q_THd.scalar_type() == at::kDouble) {
-    return segment_attention_reference(q_THd, k_THkd, v_THkd, segment_offsets, window);
-  }
-  if (q_THd.is_cuda()) {
-    return ops::exceeds_window(segment_offsets, window)
-               ? ops::windowed_attention_on_gpu(q_THd, k_THkd, v_THkd, segment_offsets, window)
-               : ops::attention_on_gpu(q_THd, k_THkd, v_THkd, segment_offsets);
-  }
+                             const Segments& segments, std::int64_t window) {
+  ops::check_attention(q_THd, k_THkd, v_THkd, segments);
+  if (q_THd.scalar_type() == at::kDouble) return segment_attention_reference(q_THd, k_THkd, v_THkd, segments, window);
+  if (q_THd.is_cuda()) return ops::segments_on_gpu(q_THd, k_THkd, v_THkd, segments, window);
   const at::Tensor q = ops::with_unit_stride(q_THd), k = ops::with_unit_stride(k_THkd),
                    v = ops::with_unit_stride(v_THkd);
-  if (!ops::needs_gradient({q, k, v})) return ops::attention_forward_cpu({q, k, v, segment_offsets, window}).out_THd;
-  return ops::AttentionFunction::apply(q, k, v, segment_offsets, window);
+  if (!ops::needs_gradient({q, k, v})) return ops::attention_forward_cpu({q, k, v, segments, window}).out_THd;
+  return ops::AttentionFunction::apply(q, k, v, segments, window);
 }
 
 at::Tensor segment_attention_reference(const at::Tensor& q_THd, const at::Tensor& k_THkd, const at::Tensor& v_THkd,
-                                       const std::vector<std::int64_t>& segment_offsets, std::int64_t window) {
-  ops::check_attention(q_THd, k_THkd, v_THkd, segment_offsets);
-  const std::int64_t num_tokens = q_THd.size(0), group = q_THd.size(1) / k_THkd.size(1);
-  at::Tensor segment_of_T = at::zeros({num_tokens}, at::kLong);
-  for (std::size_t i = 1; i + 1 < segment_offsets.size(); ++i) {
-    segment_of_T.narrow(0, segment_offsets[i], num_tokens - segment_offsets[i]).add_(1);
-  }
-  segment_of_T = segment_of_T.to(q_THd.device());
-  // visible[t, s]: token t may look at token s.
-  at::Tensor visible_TT = (segment_of_T.unsqueeze(1) == segment_of_T.unsqueeze(0)).tril();
-  if (window > 0) visible_TT = visible_TT.triu(1 - window);
+                                       const Segments& segments, std::int64_t window) {
+  ops::check_attention(q_THd, k_THkd, v_THkd, segments);
+  const std::int64_t group = q_THd.size(1) / k_THkd.size(1);
+  const at::Tensor visible_TT = ops::RowPlaces(segments).visible(window).to(q_THd.device());
   const auto dtype = ops::accumulate_dtype(q_THd.scalar_type());
   const at::Tensor q_HTd = q_THd.to(dtype).transpose(0, 1);
   const at::Tensor k_HTd = k_THkd.to(dtype).repeat_interleave(group, 1).transpose(0, 1);

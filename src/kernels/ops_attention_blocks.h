@@ -112,13 +112,20 @@ class AttentionWorker {
     for (std::int64_t i = 0; i < size; i += kPanel) f(i, std::min(kPanel, size - i));
   }
 
+  // The keys of a prefix, and then those of the sequence's own rows.
   void load_keys(const AttentionTask& task, const Heads<T>& source, Rows to) const {
-    kernels<T>().rows_to_floats({.N = task.num_keys(),
-                                 .d = d_,
-                                 .row_stride = source.token_stride,
-                                 .rows_Nd = source.at(task.segment_begin + task.first_key, task.kv_head),
-                                 .floats_Nd = to.data,
-                                 .floats_stride = to.stride});
+    const SequencePlace& place = task.place;
+    const std::int64_t num_shared = std::max<std::int64_t>(0, place.prefix_size - task.first_key);
+    const auto load = [&](std::int64_t row, std::int64_t count, float* floats) {
+      kernels<T>().rows_to_floats({.N = count,
+                                   .d = d_,
+                                   .row_stride = source.token_stride,
+                                   .rows_Nd = source.at(row, task.kv_head),
+                                   .floats_Nd = floats,
+                                   .floats_stride = to.stride});
+    };
+    if (num_shared > 0) load(place.prefix_begin + task.first_key, num_shared, to.data);
+    load(place.own_row(task.first_key + num_shared), task.num_keys() - num_shared, to[num_shared]);
   }
   // All rows of a block of queries.
   void load_queries(const AttentionTask& task, std::int64_t first, std::int64_t count, const Heads<T>& source,
@@ -127,7 +134,7 @@ class AttentionWorker {
       kernels<T>().rows_to_floats({.N = M_,
                                    .d = d_,
                                    .row_stride = source.head_stride,
-                                   .rows_Nd = source.at(task.segment_begin + first + i, task.kv_head * M_),
+                                   .rows_Nd = source.at(task.place.own_row(first + i), task.kv_head * M_),
                                    .floats_Nd = to[i * M_],
                                    .scale = scale,
                                    .floats_stride = to.stride});
@@ -139,7 +146,7 @@ class AttentionWorker {
       kernels<T>().floats_to_rows({.N = M_,
                                    .d = d_,
                                    .row_stride = target.head_stride,
-                                   .rows_Nd = target.at(task.segment_begin + first + i, task.kv_head * M_),
+                                   .rows_Nd = target.at(task.place.own_row(first + i), task.kv_head * M_),
                                    .floats_Nd = from[i * M_],
                                    .scale = scale,
                                    .divisor_N = divisor_R == nullptr ? nullptr : divisor_R + i * M_,
@@ -182,7 +189,7 @@ class AttentionWorker {
 
   // The place of a query's statistics in a tensor [Hk, T, M].
   std::int64_t statistics_place(const AttentionTask& task, std::int64_t query) const {
-    return (task.kv_head * num_tokens_ + task.segment_begin + query) * M_;
+    return (task.kv_head * num_tokens_ + task.place.own_row(query)) * M_;
   }
 
   // Calls f(worker's own memory, task) for every task, on all threads.

@@ -127,6 +127,7 @@ class Backward : AttentionWorker<T> {
         grad_v_(gradients.v_THkd),
         log_sum_exp_(input<float>(result.log_sum_exp_HkTM)),
         partial_sums_(plan.tasks.size()),
+        shared_sums_(plan.groups.size()),
         num_left_(plan.groups.size()) {
     for (std::size_t i = 0; i < plan.groups.size(); ++i) num_left_[i] = plan.groups[i].num_tasks;
   }
@@ -142,6 +143,9 @@ class Backward : AttentionWorker<T> {
                              [&](std::int64_t first, std::int64_t count) { go_back(task, first, count, memory); });
       hand_over(index, memory);
     });
+    for (const AttentionGroup& group : this->plan_.groups) {
+      if (!group.followers.empty()) store_shared(group);
+    }
   }
 
  private:
@@ -159,7 +163,7 @@ class Backward : AttentionWorker<T> {
     this->clear(memory.grad_queries, num_rows);
     std::copy_n(log_sum_exp_ + this->statistics_place(task, first_query), num_rows, memory.log_sum_exp_R);
     for (std::int64_t i = 0; i < num_queries; ++i) {
-      const std::int64_t token = task.segment_begin + first_query + i, head = task.kv_head * this->M_;
+      const std::int64_t token = task.place.own_row(first_query + i), head = task.kv_head * this->M_;
       kernels<T>().row_dots({this->M_, this->d_, out_.at(token, head), out_.head_stride, grad_out_.at(token, head),
                              grad_out_.head_stride, memory.delta_R + i * this->M_});
     }
@@ -178,40 +182,67 @@ class Backward : AttentionWorker<T> {
     this->store_queries(task, first_query, num_queries, grad_q_, this->scale_, nullptr, memory.grad_queries);
   }
 
-  // A group's only task writes its sums; of several the last one adds them up, in their order.
+  // A group's only task writes its sums when it sees all keys; of several the last one adds them up, in their order.
   void hand_over(std::size_t index, const BackwardMemory& memory) {
     const AttentionTask& task = this->plan_.tasks[index];
     const auto group_index = static_cast<std::size_t>(task.group);
     const AttentionGroup& group = this->plan_.groups[group_index];
-    if (group.num_tasks > 1) {
-      const std::int64_t size = task.num_keys() * this->D_;
-      partial_sums_[index] = {{memory.grad_keys.data, memory.grad_keys.data + size},
-                              {memory.grad_values.data, memory.grad_values.data + size}};
-      if (--num_left_[group_index] > 0) return;
-      add_up(group, grad_k_, &KeySums::keys);
-      add_up(group, grad_v_, &KeySums::values);
-      for (std::size_t i = 0; i < group.num_tasks; ++i) partial_sums_[group.first_task + i] = {};
+    if (group.num_tasks == 1 && task.first_key == 0) {
+      store_keys(group_index, memory.grad_keys.data, memory.grad_values.data);
       return;
     }
-    store_keys(group, grad_k_, memory.grad_keys.data);
-    store_keys(group, grad_v_, memory.grad_values.data);
+    const std::int64_t size = task.num_keys() * this->D_;
+    partial_sums_[index] = {{memory.grad_keys.data, memory.grad_keys.data + size},
+                            {memory.grad_values.data, memory.grad_values.data + size}};
+    if (--num_left_[group_index] > 0) return;
+    KeySums sums = {added_up(group, &KeySums::keys), added_up(group, &KeySums::values)};
+    store_keys(group_index, sums.keys.data(), sums.values.data());
+    for (std::size_t i = 0; i < group.num_tasks; ++i) partial_sums_[group.first_task + i] = {};
   }
 
-  void add_up(const AttentionGroup& group, const Heads<T>& target, std::vector<float> KeySums::*part) const {
-    std::vector<float> sums(static_cast<std::size_t>(group.segment_size * this->D_));
+  // For all positions of the sequence.
+  std::vector<float> added_up(const AttentionGroup& group, std::vector<float> KeySums::*part) const {
+    std::vector<float> sums(static_cast<std::size_t>(group.place.end_position() * this->D_));
     for (std::size_t i = group.first_task; i < group.first_task + group.num_tasks; ++i) {
       const std::vector<float>& added = partial_sums_[i].*part;
       float* to = sums.data() + this->plan_.tasks[i].first_key * this->D_;
       for (std::size_t j = 0; j < added.size(); ++j) to[j] += added[j];
     }
-    store_keys(group, target, sums.data());
+    return sums;
   }
 
-  void store_keys(const AttentionGroup& group, const Heads<T>& target, float* from) const {
-    kernels<T>().floats_to_rows({.N = group.segment_size,
+  // Sums for all positions of a group's sequence. Those of rows that several see wait for all of these.
+  void store_keys(std::size_t group_index, float* keys, float* values) {
+    const AttentionGroup& group = this->plan_.groups[group_index];
+    const SequencePlace& place = group.place;
+    const std::int64_t num_shared = group.followers.empty() ? place.prefix_size : place.size;
+    const std::int64_t size = num_shared * this->D_;
+    if (num_shared > 0) shared_sums_[group_index] = {{keys, keys + size}, {values, values + size}};
+    if (!group.followers.empty()) return;
+    store_rows(grad_k_, group, keys + size);
+    store_rows(grad_v_, group, values + size);
+  }
+
+  // A prefix: its own sums, and those of each sequence that goes on from it, in their order.
+  void store_shared(const AttentionGroup& group) {
+    KeySums& sums = shared_sums_[static_cast<std::size_t>(this->plan_.tasks[group.first_task].group)];
+    for (const std::size_t follower : group.followers) {
+      add(sums.keys, shared_sums_[follower].keys);
+      add(sums.values, shared_sums_[follower].values);
+    }
+    store_rows(grad_k_, group, sums.keys.data());
+    store_rows(grad_v_, group, sums.values.data());
+  }
+
+  static void add(std::vector<float>& sums, const std::vector<float>& added) {
+    for (std::size_t i = 0; i < sums.size(); ++i) sums[i] += added[i];
+  }
+
+  void store_rows(const Heads<T>& target, const AttentionGroup& group, float* from) const {
+    kernels<T>().floats_to_rows({.N = group.place.size,
                                  .d = this->d_,
                                  .row_stride = target.token_stride,
-                                 .rows_Nd = target.at(group.segment_begin, group.kv_head),
+                                 .rows_Nd = target.at(group.place.begin, group.kv_head),
                                  .floats_Nd = from,
                                  .floats_stride = this->D_});
   }
@@ -219,6 +250,7 @@ class Backward : AttentionWorker<T> {
   Heads<T> out_, grad_out_, grad_q_, grad_k_, grad_v_;
   const float* log_sum_exp_;
   std::vector<KeySums> partial_sums_;  // of the tasks of groups with several
+  std::vector<KeySums> shared_sums_;   // of the groups that are a prefix or go on from one
   std::vector<std::atomic<std::size_t>> num_left_;
 };
 
@@ -239,7 +271,7 @@ SegmentAttentionResult attention_forward_cpu(const SegmentAttention& attention) 
   const SegmentAttentionResult result = {
       at::empty(q_THd.sizes(), q_THd.options()),
       at::empty({num_kv_heads, q_THd.size(0), q_THd.size(1) / num_kv_heads}, q_THd.options().dtype(at::kFloat))};
-  const AttentionPlan plan = plan_attention(attention.offsets, attention.k_THkd.size(1), attention.window);
+  const AttentionPlan plan = plan_attention(attention.segments, attention.k_THkd.size(1), attention.window);
   with_cpu_element(q_THd,
                    [&](auto element) { Forward<typename decltype(element)::type>(attention, plan, result).run(); });
   return result;
@@ -250,7 +282,7 @@ SegmentAttentionGradients attention_backward_cpu(const SegmentAttention& attenti
   const auto empty_as = [](const at::Tensor& x) { return at::empty(x.sizes(), x.options()); };
   const SegmentAttentionGradients gradients = {empty_as(attention.q_THd), empty_as(attention.k_THkd),
                                                empty_as(attention.v_THkd)};
-  const AttentionPlan plan = plan_attention(attention.offsets, attention.k_THkd.size(1), attention.window);
+  const AttentionPlan plan = plan_attention(attention.segments, attention.k_THkd.size(1), attention.window);
   with_cpu_element(attention.q_THd, [&](auto element) {
     Backward<typename decltype(element)::type>(attention, plan, result, grad_out_THd, gradients).run();
   });

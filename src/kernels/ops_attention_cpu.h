@@ -3,7 +3,8 @@
 #include <ATen/core/Tensor.h>
 
 #include <cstdint>
-#include <vector>
+
+#include "kernels/segments.h"
 
 namespace dagmoe::ops {
 
@@ -12,7 +13,7 @@ namespace dagmoe::ops {
 /// dimension; results are the same for any number of threads.
 struct SegmentAttention {
   at::Tensor q_THd, k_THkd, v_THkd;
-  std::vector<std::int64_t> offsets;
+  Segments segments;
   std::int64_t window;  ///< 0: none
 };
 

@@ -290,7 +290,7 @@ LayerOutput Decoder::run_layer(std::int64_t layer_index, const at::Tensor& hidde
   const at::Tensor x_TD = rms_norm(hidden_TD, layer.input_norm_D, config.rms_norm_eps);
   const QueryKeyValue qkv = project_qkv(layer.attention, config, x_TD, sequences.rope, pass);
   const at::Tensor attended_THd =
-      segment_attention(qkv.q_THd, qkv.k_THkd, qkv.v_THkd, sequences.segment_offsets, config.window_of(layer_index));
+      segment_attention(qkv.q_THd, qkv.k_THkd, qkv.v_THkd, sequences.segments, config.window_of(layer_index));
   const at::Tensor next_TD = hidden_TD + project_output(layer.attention, config, attended_THd, pass);
   if (options.on_module) options.on_module(str("model.layers.", layer_index, ".self_attn"), next_TD);
   LayerOutput output = feed_forward(layer_index, next_TD, expert_ids_TK, pass, options);
@@ -320,10 +320,29 @@ LayerOutput Decoder::run_layer_recomputed(std::int64_t layer_index, const at::Te
   return run_recomputed(recomputed, hidden_TD);
 }
 
+namespace {
+
+// Of every token: what a balance or an expert's load is made of.
+Routing of_tokens(const Routing& routing, const at::Tensor& row_of_token_N) {
+  const auto spread = [&](const at::Tensor& x_TX) { return x_TX.index_select(0, row_of_token_N); };
+  Routing result = routing;
+  result.logits_TE = spread(routing.logits_TE);
+  result.expert_ids_TK = spread(routing.expert_ids_TK);
+  result.weights_TK = spread(routing.weights_TK);
+  return result;
+}
+
+}  // namespace
+
 ModelOutput Decoder::forward(const ModelInput& input, const ForwardOptions& options) const {
-  const auto sequences = std::make_shared<const Sequences>(
-      Sequences{rope_tables_at(input.position_ids_T), input.segment_offsets, options.adapter_dropout,
-                options.noise_seed, options.first_sequence, options.adapter_balance_weight});
+  if (!input.segment_prefixes.empty() && (options.neftune_alpha > 0 || options.adapter_dropout))
+    throw InternalError("noise and dropout belong to one sequence; they cannot be in a beginning that several share");
+  const auto sequences = std::make_shared<const Sequences>(Sequences{rope_tables_at(input.position_ids_T),
+                                                                     {input.segment_offsets, input.segment_prefixes},
+                                                                     options.adapter_dropout,
+                                                                     options.noise_seed,
+                                                                     options.first_sequence,
+                                                                     options.adapter_balance_weight});
   ModelOutput output;
   at::Tensor hidden_TD = embed(input, options);
   if (options.on_module) options.on_module("model.embed_tokens", hidden_TD);
@@ -331,7 +350,9 @@ ModelOutput Decoder::forward(const ModelInput& input, const ForwardOptions& opti
     LayerOutput layer = options.recompute(n) ? run_layer_recomputed(n, hidden_TD, sequences, options)
                                              : run_layer(n, hidden_TD, *sequences, {}, options);
     hidden_TD = layer.hidden_TD;
-    if (layer.routing.logits_TE.defined()) output.routing.push_back(std::move(layer.routing));
+    if (!layer.routing.logits_TE.defined()) continue;
+    output.routing.push_back(input.row_of_token_N.defined() ? of_tokens(layer.routing, input.row_of_token_N)
+                                                            : std::move(layer.routing));
   }
   output.hidden_TD = rms_norm(hidden_TD, norm_D, config.rms_norm_eps);
   if (options.on_module) options.on_module("model.norm", output.hidden_TD);

@@ -20,10 +20,15 @@
 
 namespace dagmoe {
 
-/// Whole sequences back to back: T tokens, sequence s is [offsets[s], offsets[s+1]). Attention never leaves a sequence.
+/// Whole sequences back to back: T rows, sequence s is [offsets[s], offsets[s+1]). Attention never leaves a sequence.
 struct ModelInput {
   at::Tensor input_ids_T, position_ids_T;  ///< int64
   std::vector<std::int64_t> segment_offsets;
+  /// Where sequences share their beginning (kernels/segments.h): the segment that each goes on from, and which row each
+  /// token of the sequences is in, int64. Noise, dropout and adapters that are mixtures count tokens and cannot be
+  /// used.
+  std::vector<std::int64_t> segment_prefixes = {};
+  at::Tensor row_of_token_N = {};
 };
 
 /// What a forward pass does besides computing hidden states.
@@ -52,7 +57,7 @@ struct ForwardOptions {
 
 struct ModelOutput {
   at::Tensor hidden_TD;          ///< after the last norm; logits only where needed
-  std::vector<Routing> routing;  ///< one per MoE layer, in order
+  std::vector<Routing> routing;  ///< one per MoE layer, in order; of every token of the sequences
 };
 
 /// Keys and values computed earlier; one entry a layer, [capacity, kv heads, d]. What lies in which row is the caller's
@@ -159,13 +164,13 @@ class Decoder {
   /// What every layer of a forward pass shares. The tables are small: two numbers for each token and pair of a head.
   struct Sequences {
     RopeTables rope;
-    std::vector<std::int64_t> segment_offsets;
+    Segments segments;
     bool adapter_dropout = false;
     std::uint64_t noise_seed = 0;
     std::int64_t first_sequence = 0;
     double adapter_balance_weight = 0.0;
     AdapterPass adapter_pass(const ForwardOptions& options) const {
-      return {adapter_dropout ? &segment_offsets : nullptr, noise_seed, first_sequence, adapter_balance_weight,
+      return {adapter_dropout ? &segments.offsets : nullptr, noise_seed, first_sequence, adapter_balance_weight,
               options.adapter_use};
     }
   };

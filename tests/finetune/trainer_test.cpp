@@ -125,6 +125,57 @@ TEST_CASE("trainer: recomputed layers give the same step", "[finetune]") {
   }
 }
 
+TEST_CASE("trainer: a beginning that samples share is computed once, and the step stays the same", "[finetune]") {
+  const TinyRun run;
+  write_uneven_records(run.folder / "train.jsonl");
+  for (const char* trainable : {"full", "dag"}) {
+    for (const bool recomputes : {false, true}) {
+      INFO(trainable << ", recomputed layers: " << recomputes);
+      const std::vector<std::string> what{str("trainable=[", trainable, "]")};
+      std::vector<std::string> apart = what;
+      apart.emplace_back("batch.share_prefixes=false");
+      const FirstStep shared = first_step(run, 1500, what, recomputes), alone = first_step(run, 1500, apart);
+      REQUIRE(alone.metrics.computed_tokens == alone.metrics.tokens);
+      REQUIRE(shared.metrics.tokens == alone.metrics.tokens);
+      REQUIRE(shared.metrics.computed_tokens < alone.metrics.tokens * 3 / 4);
+      REQUIRE(shared.metrics.loss == Approx(alone.metrics.loss).epsilon(1e-5));
+      REQUIRE(shared.metrics.aux_loss == Approx(alone.metrics.aux_loss).epsilon(1e-5));
+      REQUIRE(shared.metrics.z_loss == Approx(alone.metrics.z_loss).epsilon(1e-5));
+      REQUIRE(shared.metrics.expert_counts == alone.metrics.expert_counts);
+      REQUIRE(shared.names == alone.names);
+      for (std::size_t i = 0; i < alone.names.size(); ++i) {
+        INFO(alone.names[i]);
+        REQUIRE(relative_difference(shared.gradients[i], alone.gradients[i]) < 1e-5);
+      }
+    }
+  }
+}
+
+TEST_CASE("trainer: what is drawn for a sample alone keeps its beginning apart, and is said", "[finetune]") {
+  const TinyRun run;
+  const auto warns = [&](const std::vector<std::string>& overrides) {
+    const Recipe recipe = run.recipe(overrides);
+    const RunSetup setup = prepare_run(recipe);
+    const bool shares = train_config(recipe, setup).share_prefixes;
+    const bool is_said = std::ranges::any_of(
+        setup.warnings, [](const std::string& line) { return line.find("batch.share_prefixes") != std::string::npos; });
+    REQUIRE(shares != is_said);
+    return is_said;
+  };
+  REQUIRE_FALSE(warns({}));
+  REQUIRE(warns({"neftune_alpha=5"}));
+  REQUIRE(warns({"lora={targets: [q_proj], dropout: 0.1}", "trainable=[]"}));
+  REQUIRE_FALSE(warns({"lora={targets: [q_proj]}", "trainable=[]"}));
+  // A trainer that is told to share all the same would draw one sample's noise for all.
+  const Recipe recipe = run.recipe(std::vector<std::string>{"neftune_alpha=5"});
+  const RunSetup setup = prepare_run(recipe);
+  RunData data = open_data(recipe);
+  TrainConfig config = train_config(recipe, setup);
+  config.share_prefixes = true;
+  Decoder model = load_decoder(setup.source, load_options(recipe, setup));
+  REQUIRE_THROWS_AS(Trainer(model, data.train, config), InternalError);
+}
+
 TEST_CASE("trainer: noise on the embeddings does not depend on how a step is cut", "[finetune]") {
   const TinyRun run("steps: 1\n");
   const std::vector<std::string> noisy{"neftune_alpha=5"};

@@ -1,6 +1,7 @@
 #include <ATen/ATen.h>
 #include <torch/csrc/autograd/autograd.h>
 
+#include <algorithm>
 #include <vector>
 
 #include "base/error.h"
@@ -26,12 +27,12 @@ Inputs random_inputs(std::int64_t num_tokens, std::int64_t H, std::int64_t Hk, s
 
 // Output, then the gradients of q, k and v.
 template <class Attention>
-std::vector<at::Tensor> run(Attention attention, const Inputs& inputs, at::ScalarType dtype,
-                            const std::vector<std::int64_t>& offsets, std::int64_t window = 0) {
+std::vector<at::Tensor> run(Attention attention, const Inputs& inputs, at::ScalarType dtype, const Segments& segments,
+                            std::int64_t window = 0) {
   std::vector<at::Tensor> in;
   for (const at::Tensor& tensor : {inputs.q, inputs.k, inputs.v})
     in.push_back(tensor.to(dtype).clone().set_requires_grad(true));
-  const at::Tensor out = attention(in[0], in[1], in[2], offsets, window);
+  const at::Tensor out = attention(in[0], in[1], in[2], segments, window);
   auto results = torch::autograd::grad({out}, in, {inputs.factors.to(dtype)});
   results.insert(results.begin(), out.detach());
   return results;
@@ -179,7 +180,7 @@ TEST_CASE("segment_attention: gradients of slices, and a gradient that comes wit
   const auto gradient = [&](auto attention) {
     const at::Tensor leaf = fused.clone().set_requires_grad(true);
     const auto parts = leaf.split_with_sizes({4, 2, 2}, 1);
-    const at::Tensor out = attention(parts[0], parts[1], parts[2], {0, 15, 40}, 0);
+    const at::Tensor out = attention(parts[0], parts[1], parts[2], Segments({0, 15, 40}), 0);
     return torch::autograd::grad({out}, {leaf}, {factors})[0];
   };
   require_close(gradient(segment_attention), gradient(segment_attention_reference), kFloatTolerance, kFloatTolerance);
@@ -202,6 +203,72 @@ TEST_CASE("segment_attention: large scores neither overflow nor lose their softm
                 segment_attention_reference(in.q.to(at::kDouble), in.k.to(at::kDouble), in.v.to(at::kDouble), {0, 30}),
                 // Scores of several hundred carry an error of their last bit into the exponential.
                 1e-3, 1e-3);
+}
+
+namespace {
+
+// Each sequence whole, beginnings copied to all that go on from them; the results of every row itself.
+std::vector<at::Tensor> run_spread(const Inputs& in, const Segments& segments, std::int64_t window) {
+  const SpreadRows spread = spread_rows(segments);
+  const at::Tensor rows = at::tensor(spread.rows, at::kLong), own = at::tensor(spread.own, at::kLong);
+  std::vector<at::Tensor> leaves, copies;
+  for (const at::Tensor& tensor : {in.q, in.k, in.v}) {
+    leaves.push_back(tensor.to(at::kDouble).set_requires_grad(true));
+    copies.push_back(leaves.back().index_select(0, rows));
+  }
+  const at::Tensor out =
+      segment_attention_reference(copies[0], copies[1], copies[2], spread.offsets, window).index_select(0, own);
+  auto results = torch::autograd::grad({out}, leaves, {in.factors.to(at::kDouble)});
+  results.insert(results.begin(), out.detach());
+  return results;
+}
+
+}  // namespace
+
+TEST_CASE("segment_attention: sequences that go on from a common beginning give what copies of it give", "[kernels]") {
+  // Three go on from rows 0 to 39, one from none, an empty one and one of 1,200 rows (several tasks) from rows 60
+  // to 64.
+  const Segments segments({0, 40, 43, 50, 60, 65, 66, 66, 1266}, {-1, 0, 0, -1, -1, 0, 4, 4});
+  for (const std::int64_t window : {0, 1, 13, 45, 700}) {
+    for (const at::ScalarType dtype : {at::kFloat, at::kBFloat16}) {
+      INFO("window " << window << ", " << at::toString(dtype));
+      const Inputs in = random_inputs(1266, 6, 2, 12, dtype);
+      const auto expected = run_spread(in, segments, window);
+      const auto reference = run(segment_attention_reference, in, at::kDouble, segments, window);
+      const auto actual = run(segment_attention, in, dtype, segments, window);
+      for (std::size_t i = 0; i < actual.size(); ++i) {
+        INFO("result " << i << " of output, grad q, grad k, grad v");
+        require_close(reference[i], expected[i], 1e-12, 1e-12);
+        const double tolerance = dtype == at::kFloat ? kFloatTolerance : kBf16Tolerance;
+        // A window of one token leaves no slope: what remains of rounding is compared with 1e-3.
+        const double unit = dtype == at::kFloat ? 1.0 : std::max(1e-3, expected[i].abs().max().item<double>());
+        require_close(actual[i], expected[i], tolerance * unit, tolerance);
+      }
+    }
+  }
+}
+
+TEST_CASE("segment_attention: gradients of a common beginning repeat bit for bit on any number of threads",
+          "[kernels]") {
+  const Segments segments({0, 30, 43, 50, 90, 120}, {-1, 0, 0, 0, 0});
+  const Inputs in = random_inputs(120, 9, 3, 16, at::kBFloat16);
+  const int num_threads = at::get_num_threads();
+  const auto many = run(segment_attention, in, at::kBFloat16, segments);
+  at::set_num_threads(1);
+  const auto one = run(segment_attention, in, at::kBFloat16, segments);
+  at::set_num_threads(num_threads);
+  for (std::size_t i = 0; i < many.size(); ++i) require_equal(many[i], one[i]);
+}
+
+TEST_CASE("segment_attention: prefixes that are no segments before, or have prefixes themselves, are internal errors",
+          "[kernels]") {
+  const Inputs in = random_inputs(10, 4, 2, 8, at::kFloat);
+  const std::vector<std::int64_t> offsets = {0, 2, 5, 10};
+  using Prefixes = std::vector<std::int64_t>;
+  for (const Prefixes& prefixes : {Prefixes{0, -1, -1}, Prefixes{-1, 2, -1}, Prefixes{-1, 0, 1}, Prefixes{-1, 0},
+                                   Prefixes{-1, -2, 0}, Prefixes{-1, 0, 3}}) {
+    REQUIRE_THROWS_AS(segment_attention(in.q, in.k, in.v, Segments(offsets, prefixes)), InternalError);
+  }
 }
 
 TEST_CASE("segment_attention: offsets that do not cover the tokens are an internal error", "[kernels]") {
