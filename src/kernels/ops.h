@@ -79,6 +79,23 @@ at::Tensor grouped_linear(const at::Tensor& x_RI, const std::vector<at::Tensor>&
 at::Tensor grouped_low_rank(const at::Tensor& x_NI, const at::Tensor& a_ERI, const at::Tensor& b_EOR,
                             const std::vector<std::int64_t>& counts_E, double scale);
 
+/// Low-rank changes of one matrix of all experts, W_e + scale B_e A_e, in the dtype of the activations.
+struct ExpertFactors {
+  at::Tensor a_ERI, b_EOR;
+  double scale = 1.0;
+};
+/// SwiGLU experts, one matrix each. The factors of gate_up are of [gate; up], whose rows lie one after the other.
+struct ExpertMatrices {
+  std::vector<at::Tensor> gate_FD, up_FD, down_DF;
+  std::vector<ExpertFactors> gate_up = {}, down = {};
+};
+/// y_TKD: W2 (SiLU(W1 x) * W3 x) of each token's chosen experts. On the CPU each piece of an expert's rows goes through
+/// all its products on one thread, forward and backward; gate and up are kept, and what is formed from them again is
+/// not. Independent of the number of threads, bit for bit.
+at::Tensor expert_ffn(const at::Tensor& x_TD, const RoutedRows& rows, const ExpertMatrices& experts);
+/// The slow twin, product after product over all rows: for tests, for double and for other devices.
+at::Tensor expert_ffn_reference(const at::Tensor& x_TD, const RoutedRows& rows, const ExpertMatrices& experts);
+
 /// One DAG iteration's weights (eq. 7-11): the norm's in the accumulate type or wider use, the others of any dtype;
 /// edge and node take [target, source], target half first. G: node width.
 struct DagIteration {

@@ -30,35 +30,16 @@ std::vector<at::Tensor> cast_all(const std::vector<at::Tensor>& tensors, at::Sca
   return result;
 }
 
-// x W_e^T for the rows of each expert, and what adapters of these matrices add.
-at::Tensor expert_linear(const at::Tensor& x_RI, const std::vector<at::Tensor>& weights_OI,
-                         const std::vector<std::int64_t>& counts_E) {
-  return grouped_linear(x_RI, cast_all(weights_OI, x_RI.scalar_type()), counts_E);
+std::vector<ExpertFactors> factors_of(const std::vector<ExpertLora>& adapters, at::ScalarType dtype) {
+  std::vector<ExpertFactors> factors;
+  for (const ExpertLora& adapter : adapters)
+    factors.push_back({cast(adapter.a_ERI, dtype), cast(adapter.b_EOR, dtype), adapter.scale});
+  return factors;
 }
 
-at::Tensor expert_deltas(const at::Tensor& x_RI, const std::vector<ExpertLora>& adapters,
-                         const std::vector<std::int64_t>& counts_E) {
-  const auto dtype = x_RI.scalar_type();
-  at::Tensor sum_RO;
-  for (const ExpertLora& adapter : adapters) {
-    const at::Tensor delta_RO =
-        grouped_low_rank(x_RI, cast(adapter.a_ERI, dtype), cast(adapter.b_EOR, dtype), counts_E, adapter.scale);
-    sum_RO = sum_RO.defined() ? sum_RO + delta_RO : delta_RO;
-  }
-  return sum_RO;
-}
-
-at::Tensor expert_ffn(const at::Tensor& x_RD, const Experts& experts, const std::vector<std::int64_t>& counts_E) {
-  at::Tensor gate_RF = expert_linear(x_RD, experts.gate_FD, counts_E),
-             up_RF = expert_linear(x_RD, experts.up_FD, counts_E);
-  if (!experts.gate_up_adapters.empty()) {
-    const auto deltas = expert_deltas(x_RD, experts.gate_up_adapters, counts_E).chunk(2, 1);
-    gate_RF.add_(deltas[0]), up_RF.add_(deltas[1]);  // in place: no more memory than without adapters
-  }
-  const at::Tensor inner_RF = swiglu(gate_RF, up_RF);
-  at::Tensor out_RD = expert_linear(inner_RF, experts.down_DF, counts_E);
-  if (!experts.down_adapters.empty()) out_RD.add_(expert_deltas(inner_RF, experts.down_adapters, counts_E));
-  return out_RD;
+ExpertMatrices matrices_of(const Experts& experts, at::ScalarType dtype) {
+  return {cast_all(experts.gate_FD, dtype), cast_all(experts.up_FD, dtype), cast_all(experts.down_DF, dtype),
+          factors_of(experts.gate_up_adapters, dtype), factors_of(experts.down_adapters, dtype)};
 }
 
 at::Tensor feed_forward_part(const at::Tensor& x_TD, const FeedForward& part, const AdapterPass& pass) {
@@ -275,8 +256,8 @@ LayerOutput Decoder::feed_forward(std::int64_t layer_index, const at::Tensor& hi
   const at::Tensor router_ED = adapted_weight(layer.router.weight, layer.router.adapters);
   const Routing routed = route(x_TD, router_ED, *config.moe, {layer.router_bias_E, expert_ids_TK});
   const RoutedRows rows = route_rows(routed.expert_ids_TK, config.moe->num_experts);
-  const at::Tensor out_RD = expert_ffn(gather_routed(x_TD, rows), layer.experts, rows.counts_E);
-  CombineInput input{hidden_TD, x_TD, ungather_routed(out_RD, rows), routed.weights_TK};
+  const at::Tensor out_TKD = expert_ffn(x_TD, rows, matrices_of(layer.experts, x_TD.scalar_type()));
+  CombineInput input{hidden_TD, x_TD, out_TKD, routed.weights_TK};
   if (options.on_combine) options.on_combine(layer_index, input, routed);
   at::Tensor next_TD = combine_experts(input, layer.dag, config.dag ? &*config.dag : nullptr, config.rms_norm_eps);
   if (layer.has_shared_expert) next_TD = next_TD + shared_ffn(x_TD, layer, pass);  // outside the DAG
