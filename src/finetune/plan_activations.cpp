@@ -2,8 +2,9 @@
 // experts, G node width, V vocabulary, N supervised tokens, O = H d.
 #include "finetune/plan_activations.h"
 
+#include <ATen/Parallel.h>
+
 #include <algorithm>
-#include <array>
 #include <map>
 #include <set>
 #include <string>
@@ -209,44 +210,65 @@ class LayerAccount {
                        [&](const std::string& expert) { return trained_.reads_input(prefix_ + expert + matrix); });
   }
 
-  // SwiGLU experts over `rows` rows: returns whether the output needs a gradient.
-  bool feed_forward(const std::vector<std::string>& experts, bool x_needs, std::int64_t rows, std::int64_t F) {
-    const std::int64_t D = config_.hidden_size, wide = rows * F * element_;
-    const bool in_trains = any_trains(experts, "gate_proj") || any_trains(experts, "up_proj");
-    const bool down_trains = any_trains(experts, "down_proj");
-    save(in_trains, rows * D * element_);
+  // A SwiGLU part for every token: returns whether the output needs a gradient.
+  bool feed_forward(const std::string& part, bool x_needs, std::int64_t F) {
+    const std::int64_t D = config_.hidden_size, wide = T_ * F * element_;
+    const bool in_trains = any_trains({part}, "gate_proj") || any_trains({part}, "up_proj");
+    const bool down_trains = any_trains({part}, "down_proj");
+    save(in_trains, stream_bytes());
     const bool hidden_needs = x_needs || in_trains;
     save(hidden_needs, 2 * wide);  // gate and up
     save(down_trains, wide);
-    for (const std::string& expert : experts) {
-      product(expert + "gate_proj", x_needs, D * F);
-      product(expert + "up_proj", x_needs, D * F);
-      product(expert + "down_proj", hidden_needs, D * F);
-    }
-    const bool is_routed = experts.front().starts_with("mlp.experts.");
-    const bool has_adapter = is_routed && trained_.adapter(prefix_ + "mlp.experts.gate_up_proj") != nullptr;
-    if (is_routed) low_rank("mlp.experts.gate_up_proj", rows), low_rank("mlp.experts.down_proj", rows);
+    product(part + "gate_proj", x_needs, D * F);
+    product(part + "up_proj", x_needs, D * F);
+    product(part + "down_proj", hidden_needs, D * F);
     if (down_trains) memory_.saved_combine += wide;
-    // Gradients of the hidden layer, gate and up, and of the input from both. Those of one matrix of all experts exist
-    // at once, and the one that becomes float.
-    const auto num_experts = static_cast<std::int64_t>(experts.size());
-    std::int64_t backward = hidden_needs ? 3 * wide + 2 * rows * D * element_ : 0;
-    const bool weights_train = std::ranges::any_of(experts, [&](const std::string& expert) {
-      return std::ranges::any_of(std::array{"gate_proj", "up_proj", "down_proj"}, [&](const char* matrix) {
-        return trained_.weight_or_bias(prefix_ + expert + matrix);
-      });
-    });
-    if (weights_train) backward += D * F * (num_experts * element_ + (element_ != kFloat ? kFloat : 0));
+    // Gradients of the hidden layer, gate and up, and of the input from both; one of a matrix, and as float.
+    std::int64_t backward = hidden_needs ? 3 * wide + 2 * stream_bytes() : 0;
+    if (num_trained({part}) > 0) backward += D * F * (element_ + (element_ != kFloat ? kFloat : 0));
     memory_.backward_ffn = std::max(memory_.backward_ffn, backward);
     // gate, up and their product beside the rows before and after.
-    const std::int64_t deltas = has_adapter ? 3 * wide : 0;  // of gate and up, and a sum beside its parts
-    memory_.forward = std::max(memory_.forward, 3 * wide + deltas + 2 * rows * D * element_ + 3 * stream_bytes());
+    memory_.forward = std::max(memory_.forward, 3 * wide + 5 * stream_bytes());
     return hidden_needs || down_trains;
+  }
+
+  // Matrices of these parts that train.
+  std::int64_t num_trained(const std::vector<std::string>& parts) const {
+    std::int64_t count = 0;
+    for (const std::string& part : parts) {
+      for (const char* matrix : {"gate_proj", "up_proj", "down_proj"})
+        count += trained_.weight_or_bias(prefix_ + part + matrix);
+    }
+    return count;
+  }
+
+  // Routed experts (kernels/ops_expert_ffn.cpp), R rows: returns whether the output needs a gradient.
+  bool routed_experts(const std::vector<std::string>& experts, bool x_needs, std::int64_t R) {
+    const std::int64_t D = config_.hidden_size, F = config_.moe->moe_intermediate_size;
+    const std::int64_t wide = R * F * element_, narrow = R * D * element_;
+    const bool in_trains = any_trains(experts, "gate_proj") || any_trains(experts, "up_proj");
+    const bool down_trains = any_trains(experts, "down_proj"), needs = x_needs || in_trains || down_trains;
+    save(needs, stream_bytes() + 2 * wide);  // the input, gate and up
+    for (const std::string& expert : experts) {
+      for (const char* matrix : {"gate_proj", "up_proj", "down_proj"}) product(expert + matrix, needs, D * F);
+    }
+    low_rank("mlp.experts.gate_up_proj", 0), low_rank("mlp.experts.down_proj", 0);
+    // What every thread works in.
+    const std::int64_t scratch = at::get_num_threads() * kExpertRowsPerPiece * (2 * D + 3 * F) * element_;
+    // Rows for the sums over all rows of an expert; the gradient of the input by rows and by tokens.
+    std::int64_t backward = needs ? scratch + (x_needs ? narrow + stream_bytes() : 0) : 0;
+    if (in_trains) backward += narrow + 2 * wide;
+    if (down_trains) backward += narrow + wide;
+    if (const std::int64_t count = num_trained(experts); count > 0)
+      backward += D * F * (count * element_ + (element_ != kFloat ? kFloat : 0));
+    memory_.backward_ffn = std::max(memory_.backward_ffn, backward);
+    memory_.forward = std::max(memory_.forward, scratch + (needs ? 2 * wide : 0) + narrow + 4 * stream_bytes());
+    return needs;
   }
 
   void dense_layer() {
     const bool x_needs = norm("post_attention_layernorm", flows_, stream_bytes(), T_);
-    flows_ = feed_forward({"mlp."}, x_needs, T_, config_.intermediate_size) || flows_;
+    flows_ = feed_forward("mlp.", x_needs, config_.intermediate_size) || flows_;
     memory_.backward_ffn += stream_bytes();
     memory_.backward_combine = 2 * stream_bytes();
   }
@@ -263,26 +285,24 @@ class LayerAccount {
 
   void experts_layer() {
     const MoeConfig& moe = *config_.moe;
-    const std::int64_t K = moe.num_experts_per_tok, R = T_ * K, rows_bytes = R * config_.hidden_size * element_;
+    const std::int64_t R = T_ * moe.num_experts_per_tok;
     const bool x_needs = norm("post_attention_layernorm", flows_, stream_bytes(), T_);
     const bool weights_need = router(x_needs);
     std::vector<std::string> experts;
     for (std::int64_t e = 0; e < moe.num_experts; ++e) experts.push_back(str("mlp.experts.", e, "."));
-    const bool out_needs = feed_forward(experts, x_needs, R, moe.moe_intermediate_size);
+    const bool out_needs = routed_experts(experts, x_needs, R);
     save(x_needs || out_needs, R * kLong);  // the rows' places
     const std::int64_t before_combine = memory_.saved;
     const bool sum_needs = combine(weights_need || out_needs || flows_);
     memory_.saved_combine += memory_.saved - before_combine;
     memory_.backward_ffn += 2 * stream_bytes();
-    // Results of the experts in both orders.
-    memory_.forward = std::max(memory_.forward, 2 * rows_bytes + 4 * stream_bytes());
     flows_ = sum_needs || flows_;
     if (moe.shared_expert_intermediate_size > 0) shared_expert(x_needs);
   }
 
   void shared_expert(bool x_needs) {
     const MoeConfig& moe = *config_.moe;
-    const bool out_needs = feed_forward({"mlp.shared_expert."}, x_needs, T_, moe.shared_expert_intermediate_size);
+    const bool out_needs = feed_forward("mlp.shared_expert.", x_needs, moe.shared_expert_intermediate_size);
     bool gate_needs = false;
     if (moe.shared_expert_gate) {
       gate_needs = product("mlp.shared_expert_gate", x_needs, config_.hidden_size);
@@ -295,7 +315,6 @@ class LayerAccount {
   // What dag_combine keeps: the experts' results and weights and, of each iteration, what is as narrow as its nodes.
   // Returns whether the sum needs a gradient.
   bool combine(bool nodes_need) {
-    constexpr std::int64_t kRowsPerBlock = 256;  // each block has gradients of the weights of its own
     const std::int64_t R = T_ * config_.moe->num_experts_per_tok, D = config_.hidden_size;
     const std::int64_t L = config_.dag ? config_.dag->num_iterations : 0, G = config_.dag ? config_.dag->node_size : 0;
     bool dag_trains = false;
@@ -305,10 +324,12 @@ class LayerAccount {
     }
     if (!nodes_need && !dag_trains) return false;
     save(true, R * D * element_ + R * kFloat);
-    save(L > 0, (2 * L - 1) * R * G * element_ + L * T_ * G * element_);
+    save(L > 0, (2 * L - 1) * R * G * element_ + L * T_ * G * element_ + 2 * L * R * kFloat);
     save(L > 0 && !flows_, stream_bytes());  // h, unless the norm keeps it
     memory_.backward_combine = 2 * R * D * element_ + 2 * stream_bytes();
-    if (dag_trains) memory_.backward_combine += L * (R / kRowsPerBlock + 1) * (2 * D * G + 4 * G * G) * element_;
+    // What every thread works in; each block of rows has gradients of the weights of its own.
+    if (L > 0) memory_.backward_combine += at::get_num_threads() * kDagRowsPerBlock * ((L + 3) * D + 10 * G) * element_;
+    if (dag_trains) memory_.backward_combine += L * (R / kDagRowsPerBlock + 1) * (2 * D * G + 4 * G * G) * element_;
     return true;
   }
 

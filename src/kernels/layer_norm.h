@@ -18,6 +18,7 @@ struct LayerNormForward {
   T* y_ND;
   Accumulate<T>* mean_N;  ///< both kept for backward
   Accumulate<T>* rstd_N;
+  bool has_statistics = false;  ///< mean and rstd are there already: the rows are normalized again
 };
 
 /// With n = (x - mean) * rstd: dx += rstd * (w dy - mean(w dy) - n * mean(w dy n)), the first mean only with

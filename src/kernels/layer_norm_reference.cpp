@@ -12,14 +12,16 @@ void layer_norm_forward(const LayerNormForward<T>& args) {
   for (std::int64_t n = 0; n < args.N; ++n) {
     const T* x_D = args.x_ND + n * args.D;
     double sum = 0, sum_of_squares = 0;
-    for (std::int64_t i = 0; i < args.D; ++i) sum += static_cast<double>(to_accumulate(x_D[i]));
+    for (std::int64_t i = 0; i < args.D && !args.has_statistics; ++i) sum += static_cast<double>(to_accumulate(x_D[i]));
     const double mean = args.subtract_mean ? sum / width : 0.0;
-    for (std::int64_t i = 0; i < args.D; ++i) {
+    for (std::int64_t i = 0; i < args.D && !args.has_statistics; ++i) {
       const double distance = static_cast<double>(to_accumulate(x_D[i])) - mean;
       sum_of_squares += distance * distance;
     }
-    args.mean_N[n] = static_cast<Real>(mean);
-    args.rstd_N[n] = static_cast<Real>(1 / std::sqrt(sum_of_squares / width + args.eps));
+    if (!args.has_statistics) {
+      args.mean_N[n] = static_cast<Real>(mean);
+      args.rstd_N[n] = static_cast<Real>(1 / std::sqrt(sum_of_squares / width + args.eps));
+    }
     for (std::int64_t i = 0; i < args.D; ++i) {
       const Real normed = (to_accumulate(x_D[i]) - args.mean_N[n]) * args.rstd_N[n];
       args.y_ND[n * args.D + i] = to_element<T>(normed * args.weight_D[i]);

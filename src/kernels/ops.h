@@ -89,6 +89,9 @@ struct ExpertMatrices {
   std::vector<at::Tensor> gate_FD, up_FD, down_DF;
   std::vector<ExpertFactors> gate_up = {}, down = {};
 };
+/// Rows of one expert that go through its products together: more share the cost of laying out a matrix, fewer keep all
+/// threads busy.
+inline constexpr std::int64_t kExpertRowsPerPiece = 512;
 /// y_TKD: W2 (SiLU(W1 x) * W3 x) of each token's chosen experts. On the CPU each piece of an expert's rows goes through
 /// all its products on one thread, forward and backward; gate and up are kept, and what is formed from them again is
 /// not. Independent of the number of threads, bit for bit.
@@ -112,6 +115,9 @@ struct DagOptions {
   bool subtract_mean = true;        ///< LayerNorm; false: RMSNorm
   bool hidden_is_residual = false;  ///< the nodes share h
 };
+/// Rows, nodes of tokens, that go through the iterations together: more share the cost of calling a product, fewer keep
+/// all threads busy.
+inline constexpr std::int64_t kDagRowsPerBlock = 1024;
 /// h + extra + sum_i g_i E_i + sum_l W_up^l sum_i S_i^l on the CPU, in the dtype of h; without iterations the plain
 /// mixture. The backward pass keeps E and the narrow tensors and forms the nodes again. Independent of the number of
 /// threads, bit for bit. Source: arXiv:2606.01062 eq. 6-12.

@@ -28,7 +28,7 @@ struct DagFunction : torch::autograd::Function<DagFunction> {
     // Only as residuals of the nodes are the first two needed again.
     if (call.num_iterations() == 0) kept[0] = kept[1] = at::Tensor();
     if (!options.hidden_is_residual) kept[0] = at::Tensor();
-    for (const auto* list : {&saved.z_LRG, &saved.s_LRG, &saved.sum_LTG})
+    for (const auto* list : {&saved.z_LRG, &saved.s_LRG, &saved.sum_LTG, &saved.mean_LR, &saved.rstd_LR})
       kept.insert(kept.end(), list->begin(), list->end());
     ctx->save_for_backward(std::move(kept));
     ctx->saved_data["norm_eps"] = options.norm_eps;
@@ -48,9 +48,11 @@ struct DagFunction : torch::autograd::Function<DagFunction> {
     DagSaved saved;
     const std::size_t L = call.num_iterations();
     auto next = kept.begin() + static_cast<std::ptrdiff_t>(num_inputs);
-    for (std::size_t l = 0; l < L; ++l) saved.z_LRG.push_back(*next++);
-    for (std::size_t l = 0; l + 1 < L; ++l) saved.s_LRG.push_back(*next++);
-    for (std::size_t l = 0; l < L; ++l) saved.sum_LTG.push_back(*next++);
+    const auto take = [&](std::vector<at::Tensor>& list, std::size_t count) {
+      for (std::size_t l = 0; l < count; ++l) list.push_back(*next++);
+    };
+    take(saved.z_LRG, L), take(saved.s_LRG, L == 0 ? 0 : L - 1), take(saved.sum_LTG, L);
+    take(saved.mean_LR, L), take(saved.rstd_LR, L);
     std::vector<bool> wanted;
     for (std::size_t i = 0; i < num_inputs; ++i) wanted.push_back(ctx->needs_input_grad(i));
     variable_list gradients;

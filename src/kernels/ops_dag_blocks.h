@@ -16,8 +16,6 @@
 namespace dagmoe::ops {
 namespace {
 
-// A block has about this many rows: enough for products at full speed.
-constexpr std::int64_t kRowsPerBlock = 256;
 // oneDNN builds a program for every shape it has not seen, so the last block is filled up with zeros to a multiple of
 // this many tokens.
 constexpr std::int64_t kTokenMultiple = 8;
@@ -26,6 +24,8 @@ void multiply(at::Tensor result, const at::Tensor& left, const at::Tensor& right
 void add_product(at::Tensor result, const at::Tensor& left, const at::Tensor& right) {
   at::addmm_out(result, result, left, right);
 }
+
+at::ScalarType type_of(const at::TensorOptions& options) { return options.dtype().toScalarType(); }
 
 /// Tokens [begin, begin + count) and, with zeros after them, `padded` in all.
 struct TokenBlock {
@@ -52,6 +52,7 @@ struct DagSaved {
   std::vector<at::Tensor> z_LRG;    // the nodes, normed and projected
   std::vector<at::Tensor> s_LRG;    // their messages, but for the last iteration
   std::vector<at::Tensor> sum_LTG;  // messages of a token's nodes together
+  std::vector<at::Tensor> mean_LR, rstd_LR;
 };
 
 /// The weights of one iteration in the dtype of the activations; the norm's in the accumulate type.
@@ -69,10 +70,10 @@ class DagRun {
         num_tokens_(call.expert_TKD().size(0)),
         K_(call.expert_TKD().size(1)),
         D_(call.expert_TKD().size(2)),
-        tokens_per_block_(std::max(kTokenMultiple, kRowsPerBlock / K_ / kTokenMultiple * kTokenMultiple)),
+        tokens_per_block_(std::max(kTokenMultiple, kDagRowsPerBlock / K_ / kTokenMultiple * kTokenMultiple)),
         num_padded_((num_tokens_ + kTokenMultiple - 1) / kTokenMultiple * kTokenMultiple),
         options_(call.expert_TKD().options()) {
-    const at::ScalarType dtype = options_.dtype().toScalarType(), accumulate = accumulate_dtype(dtype);
+    const at::ScalarType dtype = type_of(options_), accumulate = accumulate_dtype(dtype);
     // Rounded as the activations are, as every implementation does it.
     weight_TK_ = call.weight_TK().to(dtype).to(accumulate).contiguous();
     for (std::size_t l = 0; l < call.num_iterations(); ++l) {
@@ -91,6 +92,8 @@ class DagRun {
     for (std::size_t l = 0; l < L; ++l) {
       saved.z_LRG.push_back(at::empty({num_padded_ * K_, G_}, options_));
       saved.sum_LTG.push_back(at::empty({num_padded_, G_}, options_));
+      for (auto* statistic : {&saved.mean_LR, &saved.rstd_LR})
+        statistic->push_back(at::empty({num_padded_ * K_}, options_.dtype(accumulate_dtype(type_of(options_)))));
       if (l + 1 < L) saved.s_LRG.push_back(at::empty({num_padded_ * K_, G_}, options_));
     }
     const at::Tensor out_PD = at::empty({num_padded_, D_}, options_);
@@ -113,7 +116,6 @@ class DagRun {
   struct Scratch {
     Scratch(const DagRun& run, std::size_t num_nodes) {
       const std::int64_t rows = run.tokens_per_block_ * run.K_;
-      const auto real = run.options_.dtype(accumulate_dtype(run.options_.dtype().toScalarType()));
       for (std::size_t i = 0; i < num_nodes; ++i) nodes.push_back(at::empty({rows, run.D_}, run.options_));
       if (num_nodes == 0) return;
       normed = at::empty({rows, run.D_}, run.options_);
@@ -125,18 +127,16 @@ class DagRun {
       s = at::empty({rows, run.G_}, run.options_);
       grad_z = at::empty({rows, run.G_}, run.options_);
       grad_sum = at::empty({run.tokens_per_block_, run.G_}, run.options_);
-      mean = at::empty({rows}, real);
-      rstd = at::empty({rows}, real);
     }
     std::vector<at::Tensor> nodes;
-    at::Tensor normed, grad_nodes, grad_normed, grad_out, abce, grad_abce, s, grad_z, grad_sum, mean, rstd;
+    at::Tensor normed, grad_nodes, grad_normed, grad_out, abce, grad_abce, s, grad_z, grad_sum;
   };
 
   /// Gradients of the inputs, and of the weights block by block: added up in the order of the blocks, they do not
   /// depend on the threads.
   struct Gradients {
     Gradients(const DagRun& run, const std::vector<bool>& wanted_tensors) : wanted(wanted_tensors) {
-      const auto real = run.options_.dtype(accumulate_dtype(run.options_.dtype().toScalarType()));
+      const auto real = run.options_.dtype(accumulate_dtype(type_of(run.options_)));
       const std::int64_t B = run.num_blocks();
       if (wanted[2]) expert_TKD = at::empty({run.num_tokens_, run.K_, run.D_}, run.options_);
       if (wanted[3]) weight_TK = at::empty({run.num_tokens_, run.K_}, real);
@@ -227,8 +227,9 @@ class DagRun {
             .extra_ND = at_block(call_.extra_TD())};
   }
 
-  // eq. 7, into scratch.normed.
-  void normalize(std::size_t l, const at::Tensor& nodes_RD, Scratch& scratch, const TokenBlock& block) const {
+  // eq. 7, into scratch.normed; with the statistics of the forward pass where it has been.
+  void normalize(std::size_t l, const at::Tensor& nodes_RD, const DagSaved& saved, bool is_again, Scratch& scratch,
+                 const TokenBlock& block) const {
     kernels<T>().layer_norm_forward({.N = block.count * K_,
                                      .D = D_,
                                      .eps = call_.options.norm_eps,
@@ -236,8 +237,9 @@ class DagRun {
                                      .x_ND = input<T>(nodes_RD),
                                      .weight_D = input<Real>(weights_[l].norm_D),
                                      .y_ND = output<T>(scratch.normed),
-                                     .mean_N = output<Real>(scratch.mean),
-                                     .rstd_N = output<Real>(scratch.rstd)});
+                                     .mean_N = output<Real>(saved.mean_LR[l]) + block.begin * K_,
+                                     .rstd_N = output<Real>(saved.rstd_LR[l]) + block.begin * K_,
+                                     .has_statistics = is_again});
     zero_padding(scratch.normed, block);
   }
 
@@ -252,7 +254,7 @@ class DagRun {
                      out_BD = out_PD.narrow(0, block.begin, block.padded);
     for (std::size_t l = 0; l < L; ++l) {
       const Weights& weights = weights_[l];
-      normalize(l, nodes_RD, scratch, block);
+      normalize(l, nodes_RD, saved, /*is_again=*/false, scratch, block);
       const at::Tensor z_RG = rows_of(saved.z_LRG[l], block);
       multiply(z_RG, first_rows(scratch.normed, block), weights.down_GD.t());  // eq. 8
       multiply(abce_R4G, z_RG, weights.mix_4GG.t());
@@ -323,7 +325,7 @@ class DagRun {
     if (!wants_nodes && !gradients.wants(l, kDown)) return;
     const at::Tensor grad_z_RG = first_rows(scratch.grad_z, block);
     multiply(grad_z_RG, grad_abce_R4G, weights.mix_4GG);
-    normalize(l, scratch.nodes[l], scratch, block);
+    normalize(l, scratch.nodes[l], saved, /*is_again=*/true, scratch, block);
     if (gradients.wants(l, kDown))
       multiply(gradients.down_LBGD[l][block.index], grad_z_RG.t(), first_rows(scratch.normed, block));
     if (!wants_nodes) return;
@@ -334,8 +336,8 @@ class DagRun {
                                       .subtract_mean = call_.options.subtract_mean,
                                       .x_ND = input<T>(scratch.nodes[l]),
                                       .weight_D = input<Real>(weights.norm_D),
-                                      .mean_N = input<Real>(scratch.mean),
-                                      .rstd_N = input<Real>(scratch.rstd),
+                                      .mean_N = input<Real>(saved.mean_LR[l]) + block.begin * K_,
+                                      .rstd_N = input<Real>(saved.rstd_LR[l]) + block.begin * K_,
                                       .grad_y_ND = input<T>(scratch.grad_normed),
                                       .grad_before_ND = is_last ? nullptr : input<T>(scratch.grad_nodes),
                                       .grad_x_ND = output<T>(scratch.grad_nodes),

@@ -32,7 +32,7 @@ struct PaddedRows {
     auto* padded_of = row_of_slot_TK.mutable_data_ptr<std::int64_t>();
     whole_E.resize(counts_E.size());
     for (std::size_t e = 0; e < counts_E.size(); ++e) whole_E[e] = {e, 0, 0};
-    for (const ExpertRows& rows_of_piece : expert_rows(counts_E, kRowsPerPiece)) {
+    for (const ExpertRows& rows_of_piece : expert_rows(counts_E, kExpertRowsPerPiece)) {
       const Piece piece = {rows_of_piece.expert, static_cast<std::int64_t>(slot_of_row.size()),
                            padded_rows(rows_of_piece.count)};
       Piece& whole = whole_E[piece.expert];

@@ -41,7 +41,8 @@ template <class MatrixOf>
 at::Tensor multiply_grouped(const at::Tensor& x_RI, std::int64_t num_outputs, const std::vector<std::int64_t>& counts_E,
                             MatrixOf matrix_of) {
   const at::Tensor y_RO = at::empty({x_RI.size(0), num_outputs}, x_RI.options());
-  const auto pieces = expert_rows(counts_E, x_RI.is_cpu() ? kRowsPerPiece : std::max<std::int64_t>(1, x_RI.size(0)));
+  const auto pieces =
+      expert_rows(counts_E, x_RI.is_cpu() ? kExpertRowsPerPiece : std::max<std::int64_t>(1, x_RI.size(0)));
   for_each_piece(pieces, x_RI.is_cpu(), [&](const ExpertRows& piece) {
     const at::Tensor rows_CO = y_RO.narrow(0, piece.first, piece.count);
     const at::Tensor in = zero_padded(x_RI, piece.first, piece.count);

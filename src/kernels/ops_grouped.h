@@ -19,9 +19,6 @@ inline constexpr std::int64_t kRowMultiple = 32;
 constexpr std::int64_t padded_rows(std::int64_t count) {
   return (count + kRowMultiple - 1) / kRowMultiple * kRowMultiple;
 }
-/// More rows share the cost of laying out the matrix; fewer keep all threads busy.
-inline constexpr std::int64_t kRowsPerPiece = 512;
-
 /// Rows [first, first + count), all of one expert.
 struct ExpertRows {
   std::size_t expert;

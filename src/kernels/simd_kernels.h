@@ -281,27 +281,33 @@ void dag_nodes_backward(const DagNodesBackward<T>& args) {
 }
 
 template <class T>
-void layer_norm_forward(const LayerNormForward<T>& args) {
+void layer_norm_statistics(const LayerNormForward<T>& args, std::int64_t n) {
   const auto width = static_cast<double>(args.D);
+  const T* x_D = args.x_ND + n * args.D;
+  float mean = 0;
+  if (args.subtract_mean) {
+    const float total = sum_blocks(args.D, [x_D](std::int64_t i, auto lanes) { return load(x_D + i, lanes); });
+    mean = static_cast<float>(static_cast<double>(total) / width);
+  }
+  const float sum_of_squares = sum_blocks(args.D, [x_D, mean](std::int64_t i, auto lanes) {
+    const Vec distance = keep(load(x_D + i, lanes) - set(mean), lanes, set(0));
+    return distance * distance;
+  });
+  const double variance = static_cast<double>(sum_of_squares) / width;
+  const __m128d root = _mm_sqrt_sd(_mm_setzero_pd(), _mm_set_sd(variance + args.eps));
+  // Squares beyond float would make rows of zeros: a run that diverges has to show.
+  const bool overflows = variance > static_cast<double>(__FLT_MAX__);
+  args.mean_N[n] = mean;
+  args.rstd_N[n] = overflows ? __builtin_nanf("") : static_cast<float>(1 / _mm_cvtsd_f64(root));
+}
+
+template <class T>
+void layer_norm_forward(const LayerNormForward<T>& args) {
   for (std::int64_t n = 0; n < args.N; ++n) {
+    if (!args.has_statistics) layer_norm_statistics(args, n);
     const T* x_D = args.x_ND + n * args.D;
     T* y_D = args.y_ND + n * args.D;
-    float mean = 0;
-    if (args.subtract_mean) {
-      const float total = sum_blocks(args.D, [x_D](std::int64_t i, auto lanes) { return load(x_D + i, lanes); });
-      mean = static_cast<float>(static_cast<double>(total) / width);
-    }
-    const float sum_of_squares = sum_blocks(args.D, [x_D, mean](std::int64_t i, auto lanes) {
-      const Vec distance = keep(load(x_D + i, lanes) - set(mean), lanes, set(0));
-      return distance * distance;
-    });
-    const double variance = static_cast<double>(sum_of_squares) / width;
-    const __m128d root = _mm_sqrt_sd(_mm_setzero_pd(), _mm_set_sd(variance + args.eps));
-    // Squares beyond float would make rows of zeros: a run that diverges has to show.
-    const bool overflows = variance > static_cast<double>(__FLT_MAX__);
-    const float rstd = overflows ? __builtin_nanf("") : static_cast<float>(1 / _mm_cvtsd_f64(root));
-    args.mean_N[n] = mean;
-    args.rstd_N[n] = rstd;
+    const float mean = args.mean_N[n], rstd = args.rstd_N[n];
     for_each_block(args.D, [&](std::int64_t i, auto lanes) {
       store(y_D + i, (load(x_D + i, lanes) - set(mean)) * set(rstd) * load(args.weight_D + i, lanes), lanes);
     });

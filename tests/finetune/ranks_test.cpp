@@ -111,7 +111,8 @@ void require_close_metrics(const std::filesystem::path& a, const std::filesystem
     for (const auto& [key, value] : x.items()) {
       INFO(key);
       REQUIRE(y.contains(key));
-      if (!value.is_number()) continue;
+      // How many samples share their beginning depends on which lie in one micro batch.
+      if (!value.is_number() || key == "/computed_tokens") continue;
       const double expected = value.get<double>(), got = y[key].get<double>();
       REQUIRE(std::abs(got - expected) <= tolerance * std::max(std::abs(expected), 1e-3));
     }

@@ -2,6 +2,10 @@
 
 #include <ATen/ATen.h>
 
+#include <algorithm>
+
+#include "base/error.h"
+#include "base/text.h"
 #include "finetune/run_data.h"
 #include "finetune/run_setup.h"
 #include "peft/trainable.h"
