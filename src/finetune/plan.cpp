@@ -54,7 +54,7 @@ DataPlan plan_data(const Recipe& recipe, RunData& data) {
   plan.records = before.records, plan.bad_records = before.bad_records;
   plan.num_steps = data.num_steps;
   const StepBatchConfig batch = batch_config(recipe);
-  const bool shares = recipe.batch.share_prefixes && why_prefixes_are_not_shared(recipe).empty();
+  const bool shares = shares_prefixes(recipe);
   const StreamPosition start = data.train.position();
   while (plan.packed_steps < std::min(data.num_steps, kMostPackedSteps)) {
     auto step = next_step_batch(data.train, batch);

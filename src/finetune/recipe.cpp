@@ -529,12 +529,16 @@ void check_data(DeadSettings& dead, const Recipe::Data& data) {
 
 }  // namespace
 
-std::string why_prefixes_are_not_shared(const Recipe& recipe) {
-  if (!recipe.batch.share_prefixes || !recipe.data.packing) return {};
+std::string why_prefixes_stay_apart(const Recipe& recipe) {
+  if (!recipe.data.packing) return "because data.packing is false";
   if (recipe.neftune_alpha > 0) return "because neftune_alpha gives every sample noise of its own";
   if (recipe.lora && recipe.lora->dropout > 0) return "because lora.dropout is drawn for every sample";
   const bool is_mixture = recipe.lora && (recipe.lora->smore || recipe.lora->smora);
   return is_mixture ? "because the adapter's own router balances the tokens of all samples" : "";
+}
+
+bool shares_prefixes(const Recipe& recipe) {
+  return recipe.batch.share_prefixes && why_prefixes_stay_apart(recipe).empty();
 }
 
 std::vector<std::string> settings_without_effect(const Recipe& recipe, const ModelConfig& model,
@@ -549,8 +553,8 @@ std::vector<std::string> settings_without_effect(const Recipe& recipe, const Mod
   check_data(dead, recipe.data);
   dead.add(!recipe.data.packing && recipe.batch.micro_batch_tokens != defaults.batch.micro_batch_tokens,
            "batch.micro_batch_tokens", "with data.packing false: every sample is a micro batch of its own");
-  const std::string why = why_prefixes_are_not_shared(recipe);
-  dead.add(!why.empty(), "batch.share_prefixes", why);
+  const std::string why = why_prefixes_stay_apart(recipe);
+  dead.add(!recipe.batch.share_prefixes && !why.empty(), "batch.share_prefixes", why);
   const bool draws = recipe.data.shuffle || recipe.neftune_alpha > 0 || (recipe.model.dag && model.dag) || recipe.lora;
   dead.add(recipe.esft && std::ranges::none_of(recipe.trainable, &TrainableEntry::is_esft), "esft.experts",
            "unless a rule says esft");

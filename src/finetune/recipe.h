@@ -155,9 +155,9 @@ struct Recipe {
 };
 
 bool saves_adapter(const Recipe& recipe);
-/// Why beginnings that samples share are not computed once though the recipe says so, as "because ..."; empty: they
-/// are, or it does not say so.
-std::string why_prefixes_are_not_shared(const Recipe& recipe);
+/// Why beginnings that samples have in common cannot be computed once, as "because ..."; empty: they can.
+std::string why_prefixes_stay_apart(const Recipe& recipe);
+bool shares_prefixes(const Recipe& recipe);
 
 /// Throws ConfigError with every problem of the file: unknown keys, types, ranges, contradictions (epochs and steps).
 Recipe load_recipe(const std::filesystem::path& path, std::span<const std::string> overrides = {});

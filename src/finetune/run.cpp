@@ -344,6 +344,8 @@ RunResult run_finetune(const Recipe& recipe, const RunOptions& options) {
   RunSetup setup = prepare_run(recipe);
   for (const auto& line : setup.warnings) log_warning(line);
   log_info(group_table(group_rows(setup)));
+  if (const std::string why = why_prefixes_stay_apart(recipe); recipe.batch.share_prefixes && !why.empty())
+    log_info("beginnings that samples have in common are computed for each of them, " + why);
   const Ranks& ranks = ranks_of(options);
   RunData data = open_data(recipe, ranks.is_first() ? recipe.output_dir : "", planned_steps(recipe, options));
   if (recipe.memory) {

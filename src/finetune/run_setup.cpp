@@ -298,7 +298,7 @@ TrainConfig train_config(const Recipe& recipe, const RunSetup& setup) {
   config.router_bias_update_rate = recipe.router_bias_update_rate;
   if (recipe.lora && recipe.lora->smore) config.adapter_balance_coef = recipe.lora->smore->balance_coef;
   if (recipe.lora && recipe.lora->smora) config.adapter_bias_update_rate = recipe.lora->smora->bias_update_rate;
-  config.share_prefixes = recipe.batch.share_prefixes && why_prefixes_are_not_shared(recipe).empty();
+  config.share_prefixes = shares_prefixes(recipe);
   config.recompute = setup.recompute;
   config.max_skipped_steps = recipe.max_skipped_steps;
   config.seed = static_cast<std::uint64_t>(recipe.seed);

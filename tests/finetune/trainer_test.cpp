@@ -2,8 +2,6 @@
 
 #include <ATen/ATen.h>
 
-#include <algorithm>
-
 #include "base/error.h"
 #include "base/text.h"
 #include "finetune/run_data.h"
@@ -155,21 +153,20 @@ TEST_CASE("trainer: a beginning that samples share is computed once, and the ste
   }
 }
 
-TEST_CASE("trainer: what is drawn for a sample alone keeps its beginning apart, and is said", "[finetune]") {
+TEST_CASE("trainer: what is drawn for a sample alone keeps its beginning apart", "[finetune]") {
   const TinyRun run;
-  const auto warns = [&](const std::vector<std::string>& overrides) {
+  const auto shares = [&](const std::vector<std::string>& overrides) {
     const Recipe recipe = run.recipe(overrides);
-    const RunSetup setup = prepare_run(recipe);
-    const bool shares = train_config(recipe, setup).share_prefixes;
-    const bool is_said = std::ranges::any_of(
-        setup.warnings, [](const std::string& line) { return line.find("batch.share_prefixes") != std::string::npos; });
-    REQUIRE(shares != is_said);
-    return is_said;
+    REQUIRE(why_prefixes_stay_apart(recipe).empty() == shares_prefixes(recipe));
+    return train_config(recipe, prepare_run(recipe)).share_prefixes;
   };
-  REQUIRE_FALSE(warns({}));
-  REQUIRE(warns({"neftune_alpha=5"}));
-  REQUIRE(warns({"lora={targets: [q_proj], dropout: 0.1}", "trainable=[]"}));
-  REQUIRE_FALSE(warns({"lora={targets: [q_proj]}", "trainable=[]"}));
+  REQUIRE(shares({}));
+  REQUIRE(shares({"lora.targets=[attention]"}));
+  REQUIRE_FALSE(shares({"data.packing=false"}));
+  REQUIRE_FALSE(shares({"neftune_alpha=5"}));
+  REQUIRE_FALSE(shares({"lora.targets=[attention]", "lora.dropout=0.1"}));
+  REQUIRE_FALSE(shares({"lora.targets=[attention]", "lora.kind=smore"}));
+  REQUIRE_FALSE(shares({"lora.targets=[attention]", "lora.kind=smora"}));
   // A trainer that is told to share all the same would draw one sample's noise for all.
   const Recipe recipe = run.recipe(std::vector<std::string>{"neftune_alpha=5"});
   const RunSetup setup = prepare_run(recipe);

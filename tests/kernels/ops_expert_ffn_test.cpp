@@ -138,7 +138,7 @@ TEST_CASE("expert_ffn: bfloat16 is as near to double as product after product is
     INFO("result " << i << " of output and gradients");
     // The narrow gradient of A x is rounded once more: behind gate's part of it.
     const bool is_of_a = i == 14 || i == 16;
-    REQUIRE(error(whole[i], exact[i]) <= (is_of_a ? 1.1 : 1.05) * error(apart[i], exact[i]));
+    REQUIRE(error(whole[i], exact[i]) <= (is_of_a ? 1.2 : 1.05) * error(apart[i], exact[i]));
   }
 }
 

@@ -1,5 +1,6 @@
 #include "model/decoder.h"
 
+#include <algorithm>
 #include <map>
 
 #include "base/error.h"
@@ -27,7 +28,9 @@ at::Tensor next_token_loss(const Decoder& model, const ModelInput& input) {
 }
 
 // transformers' logits, loss, every gradient by name and greedy continuation of a tiny model.
-void check_family(const std::string& folder, double gradient_tolerance = 1e-4) {
+// Gradients that are sums of parts that cancel are as exact as the parts: to `of_largest` of a tensor's largest
+// element.
+void check_family(const std::string& folder, double gradient_tolerance = 1e-4, double of_largest = 0) {
   INFO(folder);
   const Checkpoint checkpoint = Checkpoint::open(golden(folder));
   const SafetensorsFile expected = SafetensorsFile::open(golden(folder + "/expected.safetensors"));
@@ -50,7 +53,9 @@ void check_family(const std::string& folder, double gradient_tolerance = 1e-4) {
     }
     const std::string on_disk = "grad." + disk_name(model.config, name);
     INFO(on_disk);
-    require_close(tensor->grad(), golden_tensor(expected, on_disk), 1e-5, gradient_tolerance);
+    const at::Tensor gradient = golden_tensor(expected, on_disk);
+    const double absolute = std::max(1e-5, of_largest * gradient.abs().max().item<double>());
+    require_close(tensor->grad(), gradient, absolute, gradient_tolerance);
   }
   if (expected.find("aux_loss") != nullptr) {
     const ModelOutput output = model.forward(packed_input(ids_a, {ids_a.size(0)}));
@@ -83,8 +88,9 @@ TEST_CASE("decoder: so has a tiny Mixtral", "[model]") { check_family("tiny_mixt
 TEST_CASE("decoder: a DAG-MoE of every base family has the logits and gradients of the remote code", "[model]") {
   for (const char* name : {"mixtral", "mixtral_sigmoid", "mixtral_shared", "mixtral_bias", "olmoe", "qwen2_moe",
                            "qwen3_moe", "deepseek_v2", "deepseek_v2_groups"}) {
-    // The two sum messages and experts in another order, and the gradients below the DAG are sums that cancel.
-    check_family(std::string("dagmoe_") + name, 1e-3);
+    // The two sum messages and experts in another order, and the gradients below the DAG are sums that cancel. Each is
+    // within 4e-6 of the largest element of what double gives.
+    check_family(std::string("dagmoe_") + name, 1e-3, 8e-6);
   }
 }
 
