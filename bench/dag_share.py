@@ -60,7 +60,7 @@ class Case:
     def run(self, trained, dag):
         settings = recipe(self.model, self.data, [trained], self.sequences, self.args.tokens, self.args.steps, dag)
         lines, _ = finetune(self.args.program, settings, self.work, self.args.threads, self.args.timeout)
-        return [{key: line[key] for key in ("seconds", "tokens", "supervised_tokens", "sequences", "peak_rss_bytes")} for line in lines]
+        return [{key: line[key] for key in ("seconds", "tokens", "computed_tokens", "supervised_tokens", "sequences", "peak_rss_bytes")} for line in lines]
 
     def measure(self, repeat):
         variants = [("with", self.trains_with, DAG), ("without", self.trains_without, None)]
@@ -75,8 +75,8 @@ class Case:
 
     def operations(self, trained, dag, lines):
         """Mean of a step. The lengths of Alpaca's records are taken as equal, which matters to attention alone."""
-        total = lambda line: flops.step_flops({**self.config, "dag": dag}, flops.TRAINS[trained], line["tokens"], line["supervised_tokens"],
-                                              [line["tokens"] / line["sequences"]] * line["sequences"])["total"]
+        total = lambda line: flops.step_flops({**self.config, "dag": dag}, flops.TRAINS[trained], line["computed_tokens"], line["supervised_tokens"],
+                                              [line["computed_tokens"] / line["sequences"]] * line["sequences"])["total"]
         return statistics.mean(total(line) for line in lines[warm_up(len(lines)) :])
 
     def result(self):

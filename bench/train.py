@@ -86,7 +86,7 @@ def recipe_of(args, records):
 def run_dagmoe(args, records, work):
     lines, first_end = finetune(args.dagmoe, recipe_of(args, records), work, args.threads, args.timeout, args.override)
     values = lambda key: [line[key] for line in lines]
-    return {"seconds": values("seconds"), "tokens": values("tokens"), "supervised": values("supervised_tokens"), "losses": values("loss"),
+    return {"seconds": values("seconds"), "tokens": values("tokens"), "computed": values("computed_tokens"), "supervised": values("supervised_tokens"), "losses": values("loss"),
             "peak_bytes": lines[-1]["peak_rss_bytes"], "first_step_end_s": first_end}
 
 
@@ -108,7 +108,9 @@ def start_up(run):
 def operations(config, workload, run):
     """Needed, and 6 N T, of the steps that count."""
     first = warm_up(len(run["seconds"]))
-    tokens, supervised, seconds = (sum(run[key][first:]) for key in ("tokens", "supervised", "seconds"))
+    # Beginnings that samples share are computed once, and count once; a peer computes every token.
+    tokens = sum(run.get("computed", run["tokens"])[first:])
+    supervised, seconds = (sum(run[key][first:]) for key in ("supervised", "seconds"))
     steps = len(run["seconds"]) - first
     with_dag = {**config, "dag": DAG} if workload == "dag" else config
     trains = flops.TRAINS["none" if workload == "expert_lora" else workload]
