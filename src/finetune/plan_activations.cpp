@@ -277,7 +277,6 @@ class LayerAccount {
   bool router(bool x_needs) {
     const std::int64_t E = config_.moe->num_experts, K = config_.moe->num_experts_per_tok;
     const bool router_trains = trained_.reads_input(prefix_ + "mlp.gate"), needs = x_needs || router_trains;
-    save(router_trains, T_ * config_.hidden_size * kFloat);  // the router computes in float
     save(needs, T_ * (2 * E + 2 * K + 3) * kFloat + T_ * K * kLong);
     memory_.routing = T_ * (E + K) * kFloat + T_ * K * kLong;
     return needs;

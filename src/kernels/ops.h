@@ -57,6 +57,10 @@ at::Tensor context_attention_reference(const at::Tensor& q_THd, const at::Tensor
                                        const at::Tensor& cached_k_SHkd, const at::Tensor& cached_v_SHkd,
                                        const std::vector<ContextSegment>& segments, std::int64_t window = 0);
 
+/// x W^T in float for activations of any type, in double for double: the logits of routers, of which E is small. No
+/// float copy of x is kept or made whole.
+at::Tensor router_logits(const at::Tensor& x_TD, const at::Tensor& weight_ED);
+
 /// Where routed rows lie: rows are (token, slot) pairs sorted by expert, ties in token order.
 struct RoutedRows {
   at::Tensor token_of_row_R;  ///< int64: which token a row came from

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kernels/ops.h"
 #include "peft/mixture_support.h"
 
 namespace dagmoe {
@@ -69,7 +70,7 @@ Routing route(const at::Tensor& x_TD, const at::Tensor& router_ED, const MoeConf
               const RouterChoice& choice) {
   const auto dtype = x_TD.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   Routing routing;
-  routing.logits_TE = at::linear(x_TD.to(dtype), router_ED.to(dtype));
+  routing.logits_TE = router_logits(x_TD, router_ED.to(dtype));
   at::Tensor scores_TE =
       config.router_score == RouterScore::kSoftmax ? at::softmax(routing.logits_TE, 1) : at::sigmoid(routing.logits_TE);
   // Logits and scores order alike, but rounding in the score function can merge two logits: the logits decide.

@@ -45,6 +45,18 @@ at::Tensor low_rank(const at::Tensor& x_XI, const at::Tensor& a_RI, const at::Te
   return at::linear(at::linear(x_XI, a_RI.to(dtype)), b_OR.to(dtype));
 }
 
+// sum += scale B A x within the product, so that no pass over the outputs is needed, nor one over their gradient.
+void add_low_rank(at::Tensor& sum_XO, const at::Tensor& x_XI, const at::Tensor& a_RI, const at::Tensor& b_OR,
+                  double scale) {
+  const auto dtype = x_XI.scalar_type();
+  const at::Tensor h_NR = at::linear(x_XI, a_RI.to(dtype)).view({-1, a_RI.size(0)});
+  if (sum_XO.dim() == 2) {
+    sum_XO.addmm_(h_NR, b_OR.to(dtype).t(), /*beta=*/1, /*alpha=*/scale);
+  } else {
+    sum_XO.view({-1, b_OR.size(0)}).addmm_(h_NR, b_OR.to(dtype).t(), /*beta=*/1, /*alpha=*/scale);
+  }
+}
+
 // Row lengths of W + scale B A without forming it: |w|^2 + 2 scale b (A w) + scale^2 b (A A^T) b, in the factors'
 // dtype.
 at::Tensor changed_row_lengths(const at::Tensor& weight_OI, const at::Tensor& a_RI, const at::Tensor& b_OR,
@@ -82,9 +94,9 @@ at::Tensor add_adapters(at::Tensor y_XO, const at::Tensor& x_XI, const at::Tenso
       sum_XO.add_(dora_delta(y_XO, x, weight_OI, bias_O, adapter, has_dropout));
       continue;
     }
-    sum_XO.add_(low_rank(x, adapter.a_RI, adapter.b_OR), adapter.scale);
+    add_low_rank(sum_XO, x, adapter.a_RI, adapter.b_OR, adapter.scale);
     if (adapter.initial_a_RI.defined())
-      sum_XO.sub_(low_rank(x, adapter.initial_a_RI, adapter.initial_b_OR), adapter.scale);
+      add_low_rank(sum_XO, x, adapter.initial_a_RI, adapter.initial_b_OR, -adapter.scale);
   }
   return sum_XO;
 }
