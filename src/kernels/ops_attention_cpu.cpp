@@ -254,15 +254,6 @@ class Backward : AttentionWorker<T> {
   std::vector<std::atomic<std::size_t>> num_left_;
 };
 
-// Calls f with a float or a Bf16 type tag.
-template <class F>
-void with_cpu_element(const at::Tensor& tensor, F f) {
-  if (tensor.scalar_type() == at::kFloat) return f(Element<float>{});
-  require(tensor.scalar_type() == at::kBFloat16, "attention on the CPU: found dtype ",
-          at::toString(tensor.scalar_type()));
-  f(Element<Bf16>{});
-}
-
 }  // namespace
 
 SegmentAttentionResult attention_forward_cpu(const SegmentAttention& attention) {
@@ -272,7 +263,7 @@ SegmentAttentionResult attention_forward_cpu(const SegmentAttention& attention) 
       at::empty(q_THd.sizes(), q_THd.options()),
       at::empty({num_kv_heads, q_THd.size(0), q_THd.size(1) / num_kv_heads}, q_THd.options().dtype(at::kFloat))};
   const AttentionPlan plan = plan_attention(attention.segments, attention.k_THkd.size(1), attention.window);
-  with_cpu_element(q_THd,
+  with_cpu_element(q_THd.scalar_type(),
                    [&](auto element) { Forward<typename decltype(element)::type>(attention, plan, result).run(); });
   return result;
 }
@@ -283,7 +274,7 @@ SegmentAttentionGradients attention_backward_cpu(const SegmentAttention& attenti
   const SegmentAttentionGradients gradients = {empty_as(attention.q_THd), empty_as(attention.k_THkd),
                                                empty_as(attention.v_THkd)};
   const AttentionPlan plan = plan_attention(attention.segments, attention.k_THkd.size(1), attention.window);
-  with_cpu_element(attention.q_THd, [&](auto element) {
+  with_cpu_element(attention.q_THd.scalar_type(), [&](auto element) {
     Backward<typename decltype(element)::type>(attention, plan, result, grad_out_THd, gradients).run();
   });
   return gradients;

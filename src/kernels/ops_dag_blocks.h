@@ -7,6 +7,7 @@
 
 #include "kernels/dispatch.h"
 #include "kernels/ops.h"
+#include "kernels/ops_products.h"
 #include "kernels/ops_support.h"
 
 // The blocks of ops_dag.cpp, which alone includes this. A block of tokens goes through everything on one thread, so
@@ -19,11 +20,6 @@ namespace {
 // oneDNN builds a program for every shape it has not seen, so the last block is filled up with zeros to a multiple of
 // this many tokens.
 constexpr std::int64_t kTokenMultiple = 8;
-
-void multiply(at::Tensor result, const at::Tensor& left, const at::Tensor& right) { at::mm_out(result, left, right); }
-void add_product(at::Tensor result, const at::Tensor& left, const at::Tensor& right) {
-  at::addmm_out(result, result, left, right);
-}
 
 at::ScalarType type_of(const at::TensorOptions& options) { return options.dtype().toScalarType(); }
 
@@ -256,8 +252,8 @@ class DagRun {
       const Weights& weights = weights_[l];
       normalize(l, nodes_RD, saved, /*is_again=*/false, scratch, block);
       const at::Tensor z_RG = rows_of(saved.z_LRG[l], block);
-      multiply(z_RG, first_rows(scratch.normed, block), weights.down_GD.t());  // eq. 8
-      multiply(abce_R4G, z_RG, weights.mix_4GG.t());
+      multiply_into(z_RG, first_rows(scratch.normed, block), weights.down_GD.t());  // eq. 8
+      multiply_into(abce_R4G, z_RG, weights.mix_4GG.t());
       const bool is_last = l + 1 == L;
       const at::Tensor s_RG = is_last ? first_rows(scratch.s, block) : rows_of(saved.s_LRG[l], block);
       kernels<T>().dag_pairs_forward(
@@ -305,31 +301,31 @@ class DagRun {
                      abce_R4G = first_rows(scratch.abce, block), grad_abce_R4G = first_rows(scratch.grad_abce, block),
                      grad_sum_BG = scratch.grad_sum.narrow(0, 0, block.padded),
                      grad_nodes_RD = first_rows(scratch.grad_nodes, block);
-    multiply(grad_sum_BG, grad_out_BD, weights.up_DG);
+    multiply_into(grad_sum_BG, grad_out_BD, weights.up_DG);
     grad_s_RG.view({block.padded, K_, G_}).copy_(grad_sum_BG.unsqueeze(1));
     if (!is_last) add_product(grad_s_RG, grad_nodes_RD, weights.up_DG);
     if (gradients.wants(l, kUp)) {
       const at::Tensor up_DG = gradients.up_LBDG[l][block.index];
-      multiply(up_DG, grad_out_BD.t(), saved.sum_LTG[l].narrow(0, block.begin, block.padded));
+      multiply_into(up_DG, grad_out_BD.t(), saved.sum_LTG[l].narrow(0, block.begin, block.padded));
       if (!is_last) add_product(up_DG, grad_nodes_RD.t(), rows_of(saved.s_LRG[l], block));
     }
-    multiply(abce_R4G, z_RG, weights.mix_4GG.t());
+    multiply_into(abce_R4G, z_RG, weights.mix_4GG.t());
     kernels<T>().dag_pairs_backward({.N = block.padded,
                                      .K = K_,
                                      .G = G_,
                                      .abce_NK4G = input<T>(abce_R4G),
                                      .grad_s_NKG = input<T>(grad_s_RG),
                                      .grad_abce_NK4G = output<T>(grad_abce_R4G)});
-    if (gradients.mix_LB4GG[l].defined()) multiply(gradients.mix_LB4GG[l][block.index], grad_abce_R4G.t(), z_RG);
+    if (gradients.mix_LB4GG[l].defined()) multiply_into(gradients.mix_LB4GG[l][block.index], grad_abce_R4G.t(), z_RG);
     const bool wants_nodes = gradients.wants_nodes(l, *this);
     if (!wants_nodes && !gradients.wants(l, kDown)) return;
     const at::Tensor grad_z_RG = first_rows(scratch.grad_z, block);
-    multiply(grad_z_RG, grad_abce_R4G, weights.mix_4GG);
+    multiply_into(grad_z_RG, grad_abce_R4G, weights.mix_4GG);
     normalize(l, scratch.nodes[l], saved, /*is_again=*/true, scratch, block);
     if (gradients.wants(l, kDown))
-      multiply(gradients.down_LBGD[l][block.index], grad_z_RG.t(), first_rows(scratch.normed, block));
+      multiply_into(gradients.down_LBGD[l][block.index], grad_z_RG.t(), first_rows(scratch.normed, block));
     if (!wants_nodes) return;
-    multiply(first_rows(scratch.grad_normed, block), grad_z_RG, weights.down_GD);
+    multiply_into(first_rows(scratch.grad_normed, block), grad_z_RG, weights.down_GD);
     Real* grad_norm_D = gradients.wants(l, kNorm) ? output<Real>(gradients.norm_LBD[l]) + block.index * D_ : nullptr;
     kernels<T>().layer_norm_backward({.N = block.count * K_,
                                       .D = D_,

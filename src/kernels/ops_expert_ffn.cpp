@@ -3,7 +3,7 @@
 #include "kernels/dispatch.h"
 #include "kernels/ops.h"
 #include "kernels/ops_expert_rows.h"
-#include "kernels/ops_grouped.h"
+#include "kernels/ops_products.h"
 #include "kernels/ops_routing.h"
 #include "kernels/ops_support.h"
 
@@ -15,7 +15,6 @@ namespace {
 
 at::Tensor part(const at::Tensor& x_PX, const Piece& piece) { return x_PX.narrow(0, piece.first, piece.size); }
 at::Tensor first_rows(const at::Tensor& x_PX, const Piece& piece) { return x_PX.narrow(0, 0, piece.size); }
-void add_product(at::Tensor sum, const at::Tensor& left, const at::Tensor& right) { sum.addmm_(left, right); }
 
 /// The matrices in one list: E of gate, of up, of down, then A and B of each change of gate_up, then those of down.
 struct Matrices {
@@ -247,12 +246,6 @@ class Backward {
   at::Tensor x_PD_, dy_PD_, inner_PF_, d_gate_PF_, d_up_PF_, dx_PD_;
   variable_list h_, dh_;  // of each change: scale A x, and the gradient of A x
 };
-
-// Calls f with a float or a Bf16 type tag.
-template <class F>
-void with_cpu_element(at::ScalarType dtype, F f) {
-  dtype == at::kFloat ? f(Element<float>{}) : f(Element<Bf16>{});
-}
 
 at::Tensor run_forward(const at::Tensor& x_TD, const PaddedRows& rows, const Matrices& m,
                        const at::Tensor& kept_gate_PF, const at::Tensor& kept_up_PF) {

@@ -2,9 +2,11 @@
 
 #include <ATen/ATen.h>
 
+#include <limits>
 #include <numeric>
 
 #include "kernels/ops.h"
+#include "kernels/ops_products.h"
 #include "kernels/ops_support.h"
 
 // One matrix per expert, for rows that are sorted by expert.
@@ -12,6 +14,11 @@
 namespace dagmoe {
 namespace ops {
 namespace {
+
+// One piece an expert: sums over its rows.
+std::vector<ExpertRows> whole_experts(const std::vector<std::int64_t>& counts_E) {
+  return expert_rows(counts_E, std::numeric_limits<std::int64_t>::max() / 2);
+}
 
 bool wants_padding(const at::Tensor& x_RI) { return x_RI.is_cpu() && x_RI.scalar_type() == at::kBFloat16; }
 

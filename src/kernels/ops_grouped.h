@@ -1,12 +1,8 @@
 #pragma once
 
-#include <ATen/ATen.h>
-
+#include <algorithm>
 #include <cstdint>
-#include <limits>
 #include <vector>
-
-#include "kernels/ops_support.h"
 
 // Products with one matrix per expert, in pieces of rows. The ops*.cpp files share it; nobody else includes it.
 
@@ -37,16 +33,6 @@ inline std::vector<ExpertRows> expert_rows(const std::vector<std::int64_t>& coun
     first = end;
   }
   return pieces;
-}
-
-/// One piece an expert: sums over its rows.
-inline std::vector<ExpertRows> whole_experts(const std::vector<std::int64_t>& counts_E) {
-  return expert_rows(counts_E, std::numeric_limits<std::int64_t>::max() / 2);
-}
-
-/// result = left right for some of the rows; a function, because mm_out wants a named tensor.
-inline void multiply_into(at::Tensor result, const at::Tensor& left, const at::Tensor& right) {
-  at::mm_out(result, left, right);
 }
 
 }  // namespace dagmoe::ops

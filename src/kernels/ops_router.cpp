@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "kernels/ops.h"
+#include "kernels/ops_products.h"
 #include "kernels/ops_support.h"
 
 // A router's product in float: a block of rows becomes float in the cache of the core that multiplies it.
@@ -27,10 +28,6 @@ void for_each_float_block(std::int64_t T, std::int64_t D, F f) {
                            count = std::min(kRowsPerBlock, T - first);
         f(floats.narrow(0, 0, count), first, count);
       });
-}
-
-void multiply_into(at::Tensor result, const at::Tensor& left, const at::Tensor& right) {
-  at::mm_out(result, left, right);
 }
 
 at::Tensor logits_by_block(const at::Tensor& x_TD, const at::Tensor& weight_ED) {

@@ -61,6 +61,14 @@ void with_element(at::ScalarType dtype, F f) {
   }
 }
 
+/// The same for what has kernels in float and bfloat16 alone.
+template <class F>
+void with_cpu_element(at::ScalarType dtype, F f) {
+  if (dtype == at::kFloat) return f(Element<float>{});
+  require(dtype == at::kBFloat16, "found dtype ", at::toString(dtype), ", expected float or bfloat16");
+  f(Element<Bf16>{});
+}
+
 /// The dtype of norm weights, cos/sin tables and statistics beside activations of `dtype`.
 inline at::ScalarType accumulate_dtype(at::ScalarType dtype) { return dtype == at::kDouble ? at::kDouble : at::kFloat; }
 

@@ -46,15 +46,11 @@ at::Tensor low_rank(const at::Tensor& x_XI, const at::Tensor& a_RI, const at::Te
 }
 
 // sum += scale B A x within the product, so that no pass over the outputs is needed, nor one over their gradient.
-void add_low_rank(at::Tensor& sum_XO, const at::Tensor& x_XI, const at::Tensor& a_RI, const at::Tensor& b_OR,
+void add_low_rank(const at::Tensor& sum_XO, const at::Tensor& x_XI, const at::Tensor& a_RI, const at::Tensor& b_OR,
                   double scale) {
   const auto dtype = x_XI.scalar_type();
-  const at::Tensor h_NR = at::linear(x_XI, a_RI.to(dtype)).view({-1, a_RI.size(0)});
-  if (sum_XO.dim() == 2) {
-    sum_XO.addmm_(h_NR, b_OR.to(dtype).t(), /*beta=*/1, /*alpha=*/scale);
-  } else {
-    sum_XO.view({-1, b_OR.size(0)}).addmm_(h_NR, b_OR.to(dtype).t(), /*beta=*/1, /*alpha=*/scale);
-  }
+  const at::Tensor h_XR = at::linear(x_XI, a_RI.to(dtype));
+  sum_XO.flatten(0, -2).addmm_(h_XR.flatten(0, -2), b_OR.to(dtype).t(), /*beta=*/1, /*alpha=*/scale);
 }
 
 // Row lengths of W + scale B A without forming it: |w|^2 + 2 scale b (A w) + scale^2 b (A A^T) b, in the factors'
